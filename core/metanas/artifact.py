@@ -1,0 +1,243 @@
+"""Files of ours: ``meta.pt`` and ``task_model.pt``.
+
+A file is what ``torch.save`` makes of plain values and tensors, read with
+``weights_only=True``: opening one never runs code. It holds
+
+    kind, version    what it is and how to read it
+    checksum         SHA-256 over metadata and tensors
+    metadata         JSON text: search space, genotype, names, preprocessing, provenance
+    tensors          by name
+
+Writing is atomic: a file is complete or it is not there. The one place of the core that
+touches the file system.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metanas.errors import (
+    ArtifactError,
+    CorruptArtifactError,
+    InvalidConfigError,
+    InvalidTaskError,
+    NewerVersionError,
+    WrongKindError,
+)
+from metanas.model import AdaptationReport, MetaModel, Schedule, TaskModel
+from metanas.preprocessing import Preprocessing
+from metanas.space import Genotype, SearchSpace
+from metanas.task_network import TaskNetwork
+from metanas.tasks import SupportSet
+
+META_KIND = "metanas-edge/meta-model"
+TASK_KIND = "metanas-edge/task-model"
+VERSION = 1
+
+_TITLES = {META_KIND: "a meta-model (meta.pt)", TASK_KIND: "a task model (task_model.pt)"}
+
+
+def save_meta(path: str | os.PathLike[str], meta: MetaModel) -> None:
+    """Write ``meta.pt``, replacing what is there at once or not at all."""
+    write_atomically(path, meta_to_bytes(meta))
+
+
+def load_meta(path: str | os.PathLike[str]) -> MetaModel:
+    """Read ``meta.pt``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WrongKindError, CorruptArtifactError, NewerVersionError: the file cannot be used.
+    """
+    return meta_from_bytes(Path(path).read_bytes(), name=str(path))
+
+
+def save_task(path: str | os.PathLike[str], task: TaskModel) -> None:
+    """Write ``task_model.pt``, replacing what is there at once or not at all."""
+    write_atomically(path, task_to_bytes(task))
+
+
+def load_task(path: str | os.PathLike[str]) -> TaskModel:
+    """Read ``task_model.pt``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WrongKindError, CorruptArtifactError, NewerVersionError: the file cannot be used.
+    """
+    return task_from_bytes(Path(path).read_bytes(), name=str(path))
+
+
+def meta_to_bytes(meta: MetaModel) -> bytes:
+    """The content of ``meta.pt``."""
+    metadata = {
+        "space": meta.space.to_dict(),
+        "head_scale": meta.head_scale,
+        "preprocessing": meta.preprocessing.to_dict(),
+        "schedule": meta.schedule.to_dict(),
+        "provenance": dict(meta.provenance),
+    }
+    tensors = {
+        **{f"weights/{name}": value for name, value in meta.weights.items()},
+        **{f"architecture/{name}": value for name, value in meta.architecture.items()},
+        **{f"moments/{name}": value for name, value in meta.moments.items()},
+    }
+    return pack(META_KIND, metadata, tensors)
+
+
+def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
+    """The inverse of ``meta_to_bytes``; ``name`` is what errors call the file."""
+    metadata, tensors = unpack(data, META_KIND, name=name)
+    try:
+        return MetaModel(
+            space=SearchSpace.from_dict(metadata["space"]),
+            weights=_under(tensors, "weights/"),
+            architecture=_under(tensors, "architecture/"),
+            head_scale=metadata["head_scale"],
+            preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
+            schedule=Schedule.from_dict(metadata["schedule"]),
+            moments=_under(tensors, "moments/"),
+            provenance=metadata["provenance"],
+        )
+    except (KeyError, TypeError, InvalidConfigError) as error:
+        raise CorruptArtifactError(f"{name} is incomplete or contradicts itself: {error}") from error
+
+
+def task_to_bytes(task: TaskModel) -> bytes:
+    """The content of ``task_model.pt``."""
+    metadata = {
+        "space": task.space.to_dict(),
+        "genotype": task.genotype.to_dict(),
+        "class_names": list(task.class_names),
+        "preprocessing": task.preprocessing.to_dict(),
+        "report": asdict(task.report),
+        "provenance": dict(task.provenance),
+    }
+    tensors = {
+        **{f"network/{name}": value for name, value in task.network.state_dict().items()},
+        "support/images": task.support.images,
+        "support/labels": task.support.labels,
+    }
+    return pack(TASK_KIND, metadata, tensors)
+
+
+def task_from_bytes(data: bytes, *, name: str = "the file") -> TaskModel:
+    """The inverse of ``task_to_bytes``; ``name`` is what errors call the file."""
+    metadata, tensors = unpack(data, TASK_KIND, name=name)
+    try:
+        class_names = tuple(metadata["class_names"])
+        network = TaskNetwork(
+            SearchSpace.from_dict(metadata["space"]), Genotype.from_dict(metadata["genotype"]), len(class_names)
+        )
+        network.load_state_dict(_under(tensors, "network/"))
+        network.eval().requires_grad_(False)
+        return TaskModel(
+            network=network,
+            class_names=class_names,
+            preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
+            support=SupportSet(tensors["support/images"], tensors["support/labels"], class_names),
+            report=AdaptationReport(**metadata["report"]),
+            provenance=metadata["provenance"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, InvalidConfigError, InvalidTaskError) as error:
+        raise CorruptArtifactError(f"{name} is incomplete or contradicts itself: {error}") from error
+
+
+def pack(kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Make the content of a file of ours from plain values and tensors."""
+    text = json.dumps(metadata, sort_keys=True)
+    kept = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    buffer = io.BytesIO()
+    torch.save(
+        {"kind": kind, "version": VERSION, "checksum": _checksum(text, kept), "metadata": text, "tensors": kept},
+        buffer,
+    )
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, kind: str, *, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The inverse of ``pack``.
+
+    Raises:
+        WrongKindError: the content is of another kind.
+        CorruptArtifactError: it cannot be read, or does not match its checksum.
+        NewerVersionError: it was written by a later version.
+    """
+    content = _read(data, name)
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise WrongKindError(f"{name} is not a file of MetaNAS Edge; expected {_TITLES.get(kind, kind)}")
+    if content["kind"] != kind:
+        seen = _TITLES.get(content["kind"], repr(content["kind"]))
+        raise WrongKindError(f"{name} is {seen}; expected {_TITLES.get(kind, kind)}")
+    version = content.get("version")
+    if not isinstance(version, int):
+        raise CorruptArtifactError(f"{name} has no version number; write it again")
+    if version > VERSION:
+        raise NewerVersionError(
+            f"{name} has format version {version}, this package reads up to {VERSION}; upgrade metanas-edge"
+        )
+    text, tensors = content.get("metadata"), content.get("tensors")
+    if (
+        not isinstance(text, str)
+        or not isinstance(tensors, dict)
+        or not all(isinstance(value, Tensor) for value in tensors.values())
+        or _checksum(text, tensors) != content.get("checksum")
+    ):
+        raise CorruptArtifactError(f"{name} does not match its checksum; copy or write it again")
+    return json.loads(text), tensors
+
+
+def _read(data: bytes, name: str) -> Any:
+    if not data:
+        raise CorruptArtifactError(f"{name} is empty; copy or write it again")
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its readers raise
+        if data[:2] == b"PK":
+            raise CorruptArtifactError(
+                f"{name} ({len(data)} bytes) is truncated or damaged; copy or write it again"
+            ) from error
+        raise WrongKindError(f"{name} is not a file of MetaNAS Edge") from error
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
+    target = Path(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error

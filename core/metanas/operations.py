@@ -1,0 +1,251 @@
+"""The candidate operations of an edge, and the pieces that every network here is made of.
+
+    BatchNorm            normalises with the statistics of the batch, or with frozen ones
+    build_operation      name, channels, stride  ->  module
+    Operation            what all operations have in common
+
+Every operation ends in a batch norm without affine parameters, so that the weights of the
+mixture are comparable between operations. "conv_3x3" is a depthwise 3x3 and a pointwise
+1x1 convolution, "sep_conv_3x3" is that twice, "dil_conv_3x3" is that with dilation 2.
+
+Two things save time and change no result. An operation that starts with a ReLU says so
+(``rectified``) and is given the rectified input, which the edges that leave one input share.
+And the weight of the mixture goes in as the scale of the last batch norm, whose backward
+pass sums its gradient anyway.
+
+Source: Elsken et al., CVPR 2020, section 5.1; batch statistics: TaskNorm, arXiv 2003.03284.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metanas.errors import InvalidConfigError
+
+
+class BatchNorm(nn.Module):
+    """Batch norm for few-shot tasks: no running average.
+
+    In training mode each batch is normalised with its own mean and (biased) variance. In
+    evaluation mode it is normalised with the frozen ``mean`` and ``variance``, which
+    ``measuring`` fills from one batch: the whole support set of a task.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, *, affine: bool = False, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.measuring = False
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Normalise ``(batch, channels, height, width)`` per channel.
+
+        Args:
+            x: float32, any layout.
+            scale: 0-dimensional; multiplies the result. Only without affine parameters.
+        """
+        weight = self.weight if scale is None else scale.expand(x.shape[1])
+        if self.measuring:
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+                self.mean.copy_(mean)
+                self.variance.copy_(variance)
+        if self.training or self.measuring:
+            return functional.batch_norm(x, None, None, weight, self.bias, training=True, eps=self.epsilon)
+        return functional.batch_norm(x, self.mean, self.variance, weight, self.bias, eps=self.epsilon)
+
+
+@contextmanager
+def measuring(network: nn.Module) -> Iterator[None]:
+    """While open, every ``BatchNorm`` of ``network`` keeps the statistics of the batch it sees."""
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.measuring = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.measuring = False
+
+
+class Operation(nn.Module):
+    """A candidate operation: ``(batch, C, H, W)`` to ``(batch, C, ceil(H/stride), ceil(W/stride))``.
+
+    ``forward(x, scale)`` takes the rectified input where ``rectified`` is true and multiplies
+    the result by ``scale``, a 0-dimensional tensor, where one is given.
+    """
+
+    rectified = False
+    """Whether the operation begins with a ReLU, which the caller applies."""
+
+
+class FactorizedReduction(Operation):
+    """Two 1x1 convolutions of stride 2, one of them a pixel further, then batch norm."""
+
+    rectified = True
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(in_channels, channels // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, channels - channels // 2, 1, stride=2, bias=False)
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Halve height and width, rounding up."""
+        height, width = x.shape[-2:]
+        shifted = functional.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
+        return cast(Tensor, self.norm(torch.cat((self.even(x), self.odd(shifted)), dim=1), scale))
+
+
+class Projection(Operation):
+    """A 1x1 convolution, then batch norm: brings a cell's input to C channels."""
+
+    rectified = True
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Mix the channels."""
+        return cast(Tensor, self.norm(self.conv(x), scale))
+
+
+class Pooling(Operation):
+    """3x3 pooling with padding 1, then batch norm. Padding never counts, in maximum or mean."""
+
+    def __init__(self, kind: str, channels: int, stride: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stride = stride
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Pool each channel."""
+        if self.kind == "max":
+            pooled = functional.max_pool2d(x, 3, self.stride, 1)
+        else:
+            pooled = functional.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        return cast(Tensor, self.norm(pooled, scale))
+
+
+class Skip(Operation):
+    """The input itself, batch-normalised; at stride 2 a ``FactorizedReduction`` takes its place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Pass the input on."""
+        return cast(Tensor, self.norm(x, scale))
+
+
+class Factorized5x5(Operation):
+    """A 1x5 and a 5x1 convolution, then batch norm; the stride is split between the two."""
+
+    rectified = True
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.row = nn.Conv2d(channels, channels, (1, 5), stride=(1, stride), padding=(0, 2), bias=False)
+        self.column = nn.Conv2d(channels, channels, (5, 1), stride=(stride, 1), padding=(2, 0), bias=False)
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Convolve along the rows, then along the columns."""
+        return cast(Tensor, self.norm(self.column(self.row(x)), scale))
+
+
+class DilatedDepthwise(nn.Conv2d):
+    """Depthwise 3x3 convolution of dilation 2, with a backward pass several times as fast.
+
+    The sum is the same: a dilated kernel never mixes even with odd pixels, so the four phases
+    of the image go through a plain 3x3 kernel as images of their own. At stride 2 only one
+    phase is left. PyTorch's own backward pass of a dilated depthwise convolution is slow.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(channels, channels, 3, stride, 2, dilation=2, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(batch, channels, H, W)``; channels_last is fastest."""
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        if self.stride[0] == 2:
+            return self._plain(x[:, :, ::2, ::2])
+        batch, channels, height, width = x.shape
+        x = functional.pad(x, (0, width % 2, 0, height % 2))
+        rows, columns = x.shape[2] // 2, x.shape[3] // 2
+        phases = x.permute(0, 2, 3, 1).reshape(batch, rows, 2, columns, 2, channels).permute(2, 4, 0, 1, 3, 5)
+        y = self._plain(phases.reshape(4 * batch, rows, columns, channels).permute(0, 3, 1, 2))
+        y = y.permute(0, 2, 3, 1).reshape(2, 2, batch, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
+        return y.reshape(batch, 2 * rows, 2 * columns, channels).permute(0, 3, 1, 2)[:, :, :height, :width]
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight, padding=1, groups=self.groups)
+
+
+def depthwise(channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    """A depthwise 3x3 convolution that keeps the size at stride 1."""
+    if dilation == 2:
+        return DilatedDepthwise(channels, stride)
+    return nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False)
+
+
+class SeparableConv(Operation):
+    """One to several rounds of ReLU, depthwise 3x3, pointwise 1x1, batch norm; the first has the stride."""
+
+    rectified = True
+
+    def __init__(self, channels: int, stride: int, *, rounds: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        strides = [stride, *[1] * (rounds - 1)]
+        self.depthwise = nn.ModuleList(depthwise(channels, s, dilation) for s in strides)
+        self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in strides)
+        self.norms = nn.ModuleList(BatchNorm(channels) for _ in strides)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Convolve, round by round."""
+        last = len(self.norms) - 1
+        for index, norm in enumerate(self.norms):
+            x = norm(self.pointwise[index](self.depthwise[index](x)), scale if index == last else None)
+            if index < last:
+                x = functional.relu(x)
+        return x
+
+
+OPERATIONS: dict[str, Callable[[int, int], Operation]] = {
+    "max_pool_3x3": lambda channels, stride: Pooling("max", channels, stride),
+    "avg_pool_3x3": lambda channels, stride: Pooling("avg", channels, stride),
+    "skip_connect": lambda channels, stride: Skip(channels) if stride == 1 else FactorizedReduction(channels, channels),
+    "conv_1x5_5x1": Factorized5x5,
+    "conv_3x3": SeparableConv,
+    "sep_conv_3x3": lambda channels, stride: SeparableConv(channels, stride, rounds=2),
+    "dil_conv_3x3": lambda channels, stride: SeparableConv(channels, stride, dilation=2),
+}
+
+
+def build_operation(name: str, channels: int, *, stride: int) -> Operation:
+    """Build one candidate operation.
+
+    Returns:
+        A module from ``(batch, channels, H, W)`` to ``(batch, channels, ceil(H/stride), ceil(W/stride))``.
+
+    Raises:
+        InvalidConfigError: there is no operation of that name.
+    """
+    if name not in OPERATIONS:
+        raise InvalidConfigError(f"unknown operation {name!r}; known are {', '.join(OPERATIONS)}")
+    return OPERATIONS[name](channels, stride)

@@ -1,0 +1,66 @@
+"""The small network of one task: only the operations that survived, and the task's head.
+
+    TaskNetwork    images  ->  logits
+    extract        one-shot network, genotype  ->  a new TaskNetwork with copies of the survivors
+
+The mixture weights that were left are constants. In evaluation mode it normalises with the
+statistics of its own support set, which ``freeze_statistics`` measures once: an image then
+scores the same alone, in a batch and in any order.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from metanas.head import Head
+from metanas.network import Network, genotype_plan
+from metanas.operations import measuring
+from metanas.space import CELL_TYPES, Genotype, SearchSpace
+
+
+class TaskNetwork(nn.Module):
+    """A pruned network with its head.
+
+    Args:
+        space: sizes.
+        genotype: the surviving operations and their constant weights.
+        n_way: number of classes.
+    """
+
+    def __init__(self, space: SearchSpace, genotype: Genotype, n_way: int) -> None:
+        super().__init__()
+        self.space = space
+        self.genotype = genotype
+        self.network = Network(space, genotype_plan(genotype))
+        self.head = Head(space.features, n_way)
+        for cell_type in CELL_TYPES:
+            weights = [edge.weight for node in genotype.cell(cell_type) for edge in node]
+            # Not in the state dict: the genotype is their one home.
+            self.register_buffer(f"{cell_type}_weights", torch.tensor(weights), persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    def features(self, images: Tensor) -> Tensor:
+        """``(batch, in_channels, H, W)`` float32 to ``(batch, features)``."""
+        weights = {cell_type: cast(Tensor, getattr(self, f"{cell_type}_weights")) for cell_type in CELL_TYPES}
+        return cast(Tensor, self.network(images, weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(batch, in_channels, H, W)`` float32, scaled as in ``preprocessing.scale``, to logits ``(batch, n_way)``."""
+        return cast(Tensor, self.head(self.features(images)))
+
+    @torch.no_grad()
+    def freeze_statistics(self, images: Tensor) -> None:
+        """Keep the batch-norm statistics of ``images``, the whole support set, and go to evaluation mode."""
+        with measuring(self):
+            self(images)
+        self.eval()
+
+
+def extract(network: Network, head: Head, genotype: Genotype) -> TaskNetwork:
+    """Build the task network: copies of the surviving operations and of the head, nothing else."""
+    task_network = TaskNetwork(network.space, genotype, len(head.bias))
+    source = network.state_dict()
+    task_network.network.load_state_dict({name: source[name] for name in task_network.network.state_dict()})
+    task_network.head.load_state_dict(head.state_dict())
+    return task_network
