@@ -9,8 +9,6 @@ Sources: ProtoNet, arXiv 1703.05175; ProtoMAML, arXiv 1903.03096; what a fixed h
 UNICORN-MAML, arXiv 2106.16245.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,4 +58,4 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor
         labels: ``(batch,)`` int64.
         class_weights: ``(n_way,)``, one over the shots of each class.
     """
-    return cast(Tensor, functional.cross_entropy(logits, labels, weight=class_weights))
+    return functional.cross_entropy(logits, labels, weight=class_weights)

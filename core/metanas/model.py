@@ -8,14 +8,15 @@ Values only; ``learner.adapt`` goes from one to the other, ``artifact`` to and f
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metanas.errors import InvalidConfigError
-from metanas.network import Network, count_parameters, one_shot_plan
+from metanas.network import Network, channels_last, count_parameters, one_shot_plan
+from metanas.plain import from_plain, to_plain
 from metanas.preprocessing import Preprocessing, scale
 from metanas.relaxation import STRATEGIES, Architecture, Strategy, initial_architecture
 from metanas.space import Genotype, SearchSpace
@@ -71,7 +72,7 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
-        return asdict(self)
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schedule":
@@ -80,10 +81,7 @@ class Schedule:
         Raises:
             InvalidConfigError: an unknown key or a value out of range.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise InvalidConfigError(f"unknown schedule setting {', '.join(unknown)}")
-        return cls(**values)
+        return from_plain(cls, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,8 @@ class MetaModel:
 
     def build_network(self) -> Network:
         """A new one-shot network with copies of the meta-weights, in training mode."""
-        network = _skeleton(self.space).to_empty(device="cpu").to(memory_format=torch.channels_last)
+        network = _skeleton(self.space).to_empty(device="cpu")
+        channels_last(network)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 parameter.copy_(self.weights[name])

@@ -13,7 +13,7 @@ Source: Elsken et al., CVPR 2020, section 5.1 and equations 1 and 7.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +160,12 @@ class Network(nn.Module):
         first, second = stem, stem
         for cell_type, cell in zip(self.space.cell_types, self.cells, strict=True):
             first, second = second, cell(first, second, weights[cell_type], skip_below)
-        return second.mean(dim=(2, 3))
+        return cast(Tensor, second).mean(dim=(2, 3))
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay the convolution weights out for channels_last, in place: several times faster on a CPU."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -37,8 +37,8 @@ class Parameters:
             yield f"network.{name}", parameter
         for name, parameter in self.head.named_parameters():
             yield f"head.{name}", parameter
-        for name, parameter in self.architecture.items():
-            yield f"architecture.{name}", parameter
+        for name, value in self.architecture.items():
+            yield f"architecture.{name}", value
 
 
 def build_optimizer(

@@ -12,7 +12,7 @@ to the size by an antialiased bilinear filter; divided by 255; mean and deviatio
 Knows numpy and Pillow; torch only in ``scale``.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metanas.errors import InvalidConfigError, InvalidImageError
+from metanas.plain import from_plain, to_plain
 
 MAX_SIDE_PIXELS = 4096
 
@@ -56,7 +57,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -65,10 +66,7 @@ class Preprocessing:
         Raises:
             InvalidConfigError: an unknown key or a value out of range.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise InvalidConfigError(f"unknown preprocessing setting {', '.join(unknown)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return from_plain(cls, values)
 
 
 def picture_from_array(pixels: NDArray[Any]) -> Image.Image:

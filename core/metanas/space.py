@@ -10,12 +10,13 @@ inputs; 2, 3, ... are its own nodes. All cells of one type share one architectur
 Nothing here knows tensors. Source: Elsken et al., CVPR 2020, section 5.1.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
 from typing import Any
 
 from metanas.errors import InvalidConfigError
+from metanas.plain import from_plain, to_plain
 
 NORMAL = "normal"
 REDUCTION = "reduction"
@@ -101,7 +102,7 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SearchSpace":
@@ -110,10 +111,7 @@ class SearchSpace:
         Raises:
             InvalidConfigError: an unknown key or a value out of range.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise InvalidConfigError(f"unknown search space setting {', '.join(unknown)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return from_plain(cls, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metanas.head import Head
-from metanas.network import Network, genotype_plan
+from metanas.network import Network, channels_last, genotype_plan
 from metanas.operations import measuring
 from metanas.space import CELL_TYPES, Genotype, SearchSpace
 
@@ -38,7 +38,7 @@ class TaskNetwork(nn.Module):
             weights = [edge.weight for node in genotype.cell(cell_type) for edge in node]
             # Not in the state dict: the genotype is their one home.
             self.register_buffer(f"{cell_type}_weights", torch.tensor(weights), persistent=False)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def features(self, images: Tensor) -> Tensor:
         """``(batch, in_channels, H, W)`` float32 to ``(batch, features)``."""
@@ -46,7 +46,7 @@ class TaskNetwork(nn.Module):
         return cast(Tensor, self.network(images, weights))
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(batch, in_channels, H, W)`` float32, scaled as in ``preprocessing.scale``, to logits ``(batch, n_way)``."""
+        """``(batch, in_channels, H, W)`` float32, as ``preprocessing.scale`` makes it, to logits ``(batch, n_way)``."""
         return cast(Tensor, self.head(self.features(images)))
 
     @torch.no_grad()

@@ -1,0 +1,89 @@
+"""Episodes: few-shot tasks sampled from memory by a seeded generator.
+
+    generator_for   run seed and place in the run  ->  its own generator
+    sample_episode  classes, ways, shots           ->  support and query images
+    sample_pairs    classes                        ->  two images of each of many classes
+
+Every episode has a generator of its own, made from the seed and the number of the step, so a
+resumed run draws what an uninterrupted one would have drawn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metanas.tasks import SupportSet
+from metanas_training.datasets.image_classes import ImageClasses
+from metanas_training.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One task with what it is judged by."""
+
+    support: SupportSet
+    query_images: Tensor
+    """uint8 ``(queries, channels, height, width)``."""
+    query_labels: Tensor
+    """int64 ``(queries,)``."""
+
+
+def generator_for(seed: int, *place: int) -> torch.Generator:
+    """A generator that depends on the seed and on ``place``, the numbers of phase, step, task, ..."""
+    state = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+def sample_episode(
+    classes: ImageClasses, *, n_way: int, n_shot: int, n_query: int, generator: torch.Generator
+) -> Episode:
+    """Draw one task: ``n_way`` classes, ``n_shot`` support images each and up to ``n_query`` others.
+
+    Raises:
+        DatasetError: not so many classes, or no image left to classify.
+    """
+    if n_way > len(classes):
+        raise DatasetError(f"{classes.name} has {len(classes)} classes, too few for {n_way} ways")
+    if n_query > 0 and n_shot >= classes.smallest:
+        raise DatasetError(
+            f"the smallest class of {classes.name} has {classes.smallest} images: {n_shot} shots leave none to classify"
+        )
+    support, query, support_labels, query_labels, names = [], [], [], [], []
+    for label, chosen in enumerate(torch.randperm(len(classes), generator=generator)[:n_way].tolist()):
+        images, name = _class(classes, chosen)
+        order = torch.randperm(len(images), generator=generator)[: n_shot + n_query]
+        support.append(images[order[:n_shot]])
+        query.append(images[order[n_shot:]])
+        support_labels += [label] * len(support[-1])
+        query_labels += [label] * len(query[-1])
+        names.append(name)
+    return Episode(
+        support=SupportSet(torch.cat(support), torch.tensor(support_labels), tuple(names)),
+        query_images=torch.cat(query),
+        query_labels=torch.tensor(query_labels, dtype=torch.int64),
+    )
+
+
+def sample_pairs(classes: ImageClasses, *, count: int, generator: torch.Generator) -> Tensor:
+    """Two images of each of ``count`` classes (or of all, if they are fewer).
+
+    Returns:
+        uint8 ``(2 * count, channels, height, width)``: the first of every pair, then the second.
+    """
+    first, second = [], []
+    for chosen in torch.randperm(len(classes), generator=generator)[:count].tolist():
+        images, _ = _class(classes, chosen)
+        one, other = torch.randperm(len(images), generator=generator)[:2].tolist()
+        first.append(images[one])
+        second.append(images[other])
+    return torch.stack(first + second)
+
+
+def _class(classes: ImageClasses, chosen: int) -> tuple[Tensor, str]:
+    base, turn = chosen % len(classes.images), chosen // len(classes.images)
+    images, name = classes.images[base], classes.class_names[base]
+    if turn == 0:
+        return images, name
+    return torch.rot90(images, turn, dims=(2, 3)), f"{name}@{90 * turn}"

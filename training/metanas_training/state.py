@@ -1,0 +1,162 @@
+"""What changes while meta-training runs, and the checkpoint that holds all of it.
+
+    State              weights, architecture, scale, optimiser, moments, place in the plan
+    save_checkpoint, load_checkpoint   State and configuration  <->  file
+    to_meta_model      State  ->  MetaModel
+
+Random draws need no state: each step makes its generator from the seed and its own number.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from metanas.artifact import pack, unpack, write_atomically
+from metanas.model import MetaModel, Schedule
+from metanas.network import Network, channels_last, one_shot_plan
+from metanas.plain import to_plain
+from metanas.preprocessing import Preprocessing
+from metanas.relaxation import Architecture, initial_architecture
+from metanas.space import SearchSpace
+from metanas_training.config import Plan, TrainingConfig
+from metanas_training.errors import CheckpointError
+
+CHECKPOINT_KIND = "metanas-edge/training-checkpoint"
+
+INITIAL_SCALE = 10.0
+"""Of the cosine similarity, before it is learned."""
+
+
+@dataclass
+class State:
+    """Everything that a step reads and writes."""
+
+    network: Network
+    architecture: Architecture
+    log_scale: Tensor
+    optimizer: Adam
+    """Of the prototype loss; Reptile's tasks have their own."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """Adam's second moments that Reptile carries from task to task."""
+    plan: Plan | None = None
+    phase: int = 0
+    step: int = 0
+    """Steps done in this phase."""
+    seconds: float = 0.0
+    """Time spent in steps, over all resumptions."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Accuracy on validation classes: step, seconds, accuracy."""
+
+
+def new_state(config: TrainingConfig, space: SearchSpace) -> State:
+    """Random weights from the seed, an architecture that weighs all alike."""
+    torch.manual_seed(config.seed)
+    network = Network(space, one_shot_plan(space)).to(config.device)
+    channels_last(network)
+    architecture = {
+        name: value.to(config.device).requires_grad_() for name, value in initial_architecture(space).items()
+    }
+    log_scale = torch.tensor(INITIAL_SCALE, device=config.device).log().requires_grad_()
+    optimizer = Adam(
+        [
+            {"params": [*network.parameters(), log_scale], "lr": config.prototype_learning_rate},
+            {
+                "params": list(architecture.values()),
+                "lr": 0.0,  # the loop sets both rates at every step
+                "betas": (0.5, 0.999),
+                "weight_decay": 1e-3,
+            },
+        ],
+        fused=True,
+    )
+    return State(network=network, architecture=architecture, log_scale=log_scale, optimizer=optimizer)
+
+
+def to_meta_model(
+    state: State, *, preprocessing: Preprocessing, schedule: Schedule, provenance: dict[str, Any]
+) -> MetaModel:
+    """A snapshot as a meta-model, on the CPU."""
+    return MetaModel(
+        space=state.network.space,
+        weights={name: _kept(value) for name, value in state.network.named_parameters()},
+        architecture={name: _kept(value) for name, value in state.architecture.items()},
+        head_scale=state.log_scale.exp().item(),
+        preprocessing=preprocessing,
+        schedule=schedule,
+        moments={name: _kept(value) for name, value in state.moments.items()},
+        provenance=provenance,
+    )
+
+
+def save_checkpoint(path: Path, state: State, config: TrainingConfig) -> None:
+    """Write everything that resuming needs, atomically."""
+    tensors = {
+        **{f"network/{name}": value for name, value in state.network.named_parameters()},
+        **{f"architecture/{name}": value for name, value in state.architecture.items()},
+        **{f"moments/{name}": value for name, value in state.moments.items()},
+        "log_scale": state.log_scale,
+    }
+    for index, parameter in enumerate(_parameters(state.optimizer)):
+        for name, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{index}/{name}"] = value
+    metadata = {
+        "config": config.to_dict(),
+        "plan": None if state.plan is None else to_plain(state.plan),
+        "phase": state.phase,
+        "step": state.step,
+        "seconds": state.seconds,
+        "history": state.history,
+    }
+    write_atomically(path, pack(CHECKPOINT_KIND, metadata, tensors))
+
+
+def load_checkpoint(path: Path, space_for: Any) -> tuple[TrainingConfig, State]:
+    """Read a checkpoint.
+
+    Args:
+        space_for: from the configuration to the search space.
+
+    Raises:
+        CheckpointError: there is none.
+        ArtifactError: it cannot be used.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}; start without --resume")
+    metadata, tensors = unpack(path.read_bytes(), CHECKPOINT_KIND, name=str(path))
+    config = TrainingConfig.from_dict(metadata["config"])
+    state = new_state(config, space_for(config))
+    with torch.no_grad():
+        for name, parameter in state.network.named_parameters():
+            parameter.copy_(tensors[f"network/{name}"])
+        for name, alphas in state.architecture.items():
+            alphas.copy_(tensors[f"architecture/{name}"])
+        state.log_scale.copy_(tensors["log_scale"])
+    for index, learned in enumerate(_parameters(state.optimizer)):
+        prefix = f"optimizer/{index}/"
+        saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for name, value in saved.items():
+            # In the memory layout of the parameter: the order of a sum may depend on it.
+            like = torch.empty_like(learned, requires_grad=False).copy_(value) if value.ndim else value.clone()
+            state.optimizer.state[learned][name] = like
+    state.moments = {
+        key.removeprefix("moments/"): value.to(config.device)
+        for key, value in tensors.items()
+        if key.startswith("moments/")
+    }
+    plan = metadata["plan"]
+    state.plan = Plan(**plan) if plan else None
+    state.phase, state.step, state.seconds = metadata["phase"], metadata["step"], metadata["seconds"]
+    state.history = metadata["history"]
+    return config, state
+
+
+def _kept(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _parameters(optimizer: Adam) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
