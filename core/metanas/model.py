@@ -173,6 +173,13 @@ class TaskModel:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Plain values: the meta-model's provenance, and whatever the application adds."""
 
+    def __post_init__(self) -> None:
+        expected = (self.space.in_channels, self.space.image_size, self.space.image_size)
+        if tuple(self.support.images.shape[1:]) != expected:
+            raise InvalidConfigError(
+                f"support images are {tuple(self.support.images.shape[1:])}, the network takes {expected}"
+            )
+
     @property
     def space(self) -> SearchSpace:
         """Sizes of the network."""

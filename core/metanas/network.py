@@ -64,16 +64,22 @@ class Cell(nn.Module):
         first = FactorizedReduction if halve_first else Projection
         self.first_input: Operation = first(in_channels[0], space.channels)
         self.second_input: Operation = Projection(in_channels[1], space.channels)
-        self.operations = nn.ModuleDict(
-            {
-                row_key(row): build_operation(
-                    row.operation, space.channels, stride=2 if reduces and row.source < CELL_INPUTS else 1
-                )
-                for row in plan
-            }
-        )
-        # A weightless operation gives the same on every edge that leaves one input: run it once.
-        self.shared = [not any(True for _ in self.operations[row_key(row)].parameters()) for row in plan]
+        self.operations = nn.ModuleDict()
+        self.keys: list[str] = []
+        for row in plan:
+            operation = build_operation(
+                row.operation, space.channels, stride=2 if reduces and row.source < CELL_INPUTS else 1
+            )
+            # A weightless operation gives the same on every edge that leaves one input: one serves all.
+            weightless = not any(True for _ in operation.parameters())
+            self.keys.append(f"from{row.source}_{row.operation}" if weightless else row_key(row))
+            if self.keys[-1] not in self.operations:
+                self.operations[self.keys[-1]] = operation
+        self.shared = [key != row_key(row) for key, row in zip(self.keys, plan, strict=True)]
+
+    def operation(self, index: int) -> Operation:
+        """The module of row ``index`` of the plan; rows of a weightless operation on one input share it."""
+        return cast(Operation, self.operations[self.keys[index]])
 
     def forward(self, first: Tensor, second: Tensor, weights: Tensor, skip_below: float) -> Tensor:
         """Run the cell.
@@ -89,17 +95,16 @@ class Cell(nn.Module):
         inputs = [self.first_input(functional.relu(first)), self.second_input(functional.relu(second))]
         values = weights.detach().tolist()
         rectified: dict[int, Tensor] = {}
-        shared: dict[tuple[int, str], Tensor] = {}
+        shared: dict[str, Tensor] = {}
         outputs = []
         for node in range(self.nodes):
             total: Tensor | None = None
             for index, row in enumerate(self.plan):
                 if row.node != node or values[index] < skip_below:
                     continue
-                operation = self.operations[row_key(row)]
+                operation, key = self.operation(index), self.keys[index]
                 x = inputs[row.source]
                 if self.shared[index]:
-                    key = (row.source, row.operation)
                     if key not in shared:
                         shared[key] = operation(x)
                     term = shared[key] * weights[index]

@@ -71,7 +71,8 @@ def build_optimizer(
             optimizer.state[parameter] = {
                 "step": moments[STEP].clone(),
                 "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": moments[name].expand_as(parameter).clone(memory_format=torch.preserve_format),
+                # In the memory layout of the parameter: the fused kernel pairs values by address, not by index.
+                "exp_avg_sq": torch.empty_like(parameter, requires_grad=False).copy_(moments[name]),
             }
     return optimizer
 

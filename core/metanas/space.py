@@ -138,7 +138,7 @@ class Genotype:
     """The architecture that survived pruning.
 
     Raises:
-        InvalidConfigError: a node without input, or an input that comes after its node.
+        InvalidConfigError: a node without input, an operation twice, or an input that comes after its node.
     """
 
     normal: CellGenotype
@@ -149,6 +149,9 @@ class Genotype:
             for node, kept in enumerate(self.cell(cell_type)):
                 if not kept:
                     raise InvalidConfigError(f"node {node} of the {cell_type} cell has lost all its inputs")
+                rows = [(edge.source, edge.operation) for edge in kept]
+                if len(set(rows)) != len(rows):
+                    raise InvalidConfigError(f"node {node} of the {cell_type} cell has an operation twice: {rows}")
                 late = [edge.source for edge in kept if not 0 <= edge.source < CELL_INPUTS + node]
                 if late:
                     raise InvalidConfigError(f"node {node} of the {cell_type} cell cannot read from input {late[0]}")

@@ -1,0 +1,175 @@
+"""`metanas-client`: the client on the command line.
+
+    adapt FOLDER               learn a task from a folder of class folders of PNG and JPEG files
+    classify TASK_ID IMAGE...  classify files
+    tasks                      list the server's tasks
+    delete TASK_ID             forget a task
+    export TASK_ID FILE        write the task's file
+
+    exit status   0  done
+                  1  the server or the way to it failed
+                  2  the command line or its input is wrong: nothing to gain from trying again
+
+Results go to standard output, as text or with `--json` as one JSON value; all else to standard
+error. It knows the public client and nothing below it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from metanas_client.client import DEFAULT_TIMEOUT_SECONDS, FewShotClient
+from metanas_client.errors import InvalidRequestError, MetaNASClientError, TaskNotFoundError, UnsupportedImageError
+from metanas_client.messages import Prediction, TaskInfo
+from metanas_client.task import FORMATS
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def read_support_folder(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Find the images of each class folder.
+
+    Returns:
+        The PNG and JPEG files by class name, both sorted; and everything that is none of these.
+        Hidden files and folders are in neither.
+
+    Raises:
+        InvalidRequestError: no such folder, or no class folder in it.
+    """
+    if not folder.is_dir():
+        raise InvalidRequestError(
+            f"{folder} is not a folder; pass a folder that holds a folder of images for each class"
+        )
+    classes: dict[str, list[Path]] = {}
+    others: list[Path] = []
+    for entry in _visible(folder):
+        if not entry.is_dir():
+            others.append(entry)
+            continue
+        files = _visible(entry)
+        classes[entry.name] = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        others.extend(file for file in files if file not in classes[entry.name])
+    if not classes:
+        raise InvalidRequestError(
+            f"{folder} holds no class folders; put the images of each class in a folder of its name"
+        )
+    return classes, others
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        with FewShotClient(options.server, timeout_seconds=options.timeout_seconds) as client:
+            result, text = options.run(client, options)
+    except MetaNASClientError as error:
+        print(f"metanas-client: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidRequestError | UnsupportedImageError | TaskNotFoundError) else 1
+    except OSError as error:  # a file of the user's; what the transport raises was caught above
+        print(f"metanas-client: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("metanas-client: stopped", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else text)
+    return 0
+
+
+def _adapt(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+    support, others = read_support_folder(options.folder)
+    for other in others:
+        print(f"skipped {other}: no PNG or JPEG file in a class folder", file=sys.stderr)
+    image_count = sum(map(len, support.values()))
+    print(f"adapting to {len(support)} classes, {image_count} images, at {client.address} ...", file=sys.stderr)
+    info = client.adapt(support, seed=options.seed).info
+    return asdict(info), _task_text(info)
+
+
+def _classify(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+    answers = client.task(options.task_id).classify(options.images)
+    pairs = list(zip(options.images, answers, strict=True))
+    return (
+        [{"image": str(image), **asdict(answer)} for image, answer in pairs],
+        "\n".join(_prediction_text(image, answer=answer) for image, answer in pairs),
+    )
+
+
+def _tasks(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+    infos = [task.info for task in client.tasks()]
+    return [asdict(info) for info in infos], "\n".join(map(_task_line, infos)) or "no tasks"
+
+
+def _delete(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+    client.task(options.task_id).delete()
+    return {"deleted": options.task_id}, f"deleted {options.task_id}"
+
+
+def _export(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+    path = client.task(options.task_id).export(options.file, format=options.format)
+    byte_count = path.stat().st_size
+    return {"path": str(path), "bytes": byte_count}, f"wrote {path} ({byte_count / 1e6:.2f} MB)"
+
+
+def _task_text(info: TaskInfo) -> str:
+    lines = [
+        f"task              {info.task_id}",
+        f"classes           {', '.join(info.class_names)}",
+        f"support           {info.support_image_count} images, {info.support_accuracy:.1%} classified right",
+        f"parameters        {info.parameter_count:,} of {info.one_shot_parameter_count:,}",
+        f"adaptation        {info.adapt_seconds:.1f} s, {info.architecture_steps} + {info.weight_steps} steps",
+    ]
+    return "\n".join(lines + [f"warning           {warning}" for warning in info.warnings])
+
+
+def _task_line(info: TaskInfo) -> str:
+    created = datetime.fromtimestamp(info.created_unix_seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+    return f"{info.task_id}  {created}  {info.parameter_count:>9,} parameters  {', '.join(info.class_names)}"
+
+
+def _prediction_text(image: Path, *, answer: Prediction) -> str:
+    others = list(answer.probabilities.items())[1:3]
+    runners_up = ", ".join(f"{name} {probability:.1%}" for name, probability in others)
+    return f"{image}  {answer.class_name} {answer.probability:.1%}" + (f"  ({runners_up})" if runners_up else "")
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="default: %(default)s")
+    shared.add_argument(
+        "--timeout-seconds", type=float, default=DEFAULT_TIMEOUT_SECONDS, help="of each call; default: %(default)g"
+    )
+    shared.add_argument("--json", action="store_true", help="print one JSON value")
+    parser = argparse.ArgumentParser(prog="metanas-client", description="Learn and use image tasks at a server.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    adapt = commands.add_parser("adapt", parents=[shared], help="learn a task from a folder of class folders")
+    adapt.add_argument("folder", type=Path, metavar="FOLDER")
+    adapt.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    adapt.set_defaults(run=_adapt)
+
+    classify = commands.add_parser("classify", parents=[shared], help="classify PNG or JPEG files")
+    classify.add_argument("task_id", metavar="TASK_ID")
+    classify.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    classify.set_defaults(run=_classify)
+
+    tasks = commands.add_parser("tasks", parents=[shared], help="list the server's tasks")
+    tasks.set_defaults(run=_tasks)
+
+    delete = commands.add_parser("delete", parents=[shared], help="forget a task")
+    delete.add_argument("task_id", metavar="TASK_ID")
+    delete.set_defaults(run=_delete)
+
+    export = commands.add_parser("export", parents=[shared], help="write a task's file")
+    export.add_argument("task_id", metavar="TASK_ID")
+    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("--format", choices=list(FORMATS), default="task_model", help="default: %(default)s")
+    export.set_defaults(run=_export)
+    return parser

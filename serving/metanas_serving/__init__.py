@@ -1,0 +1,19 @@
+"""The server: learns tasks from a handful of pictures and answers with them, over gRPC.
+
+    cli          the command line, signals, exit codes
+    config       what the command line says, checked once
+    application  one server from bind to drain: the parts below, health, reflection
+    service      the contract's calls; thin
+    codec        the contract's messages  <->  values of the core
+    images       the contract's images    ->   prepared pixels
+    status       errors -> gRPC status; ``errors`` draws the tree
+    gate         which calls may come in: starting, open, draining
+    jobs         adaptations: a bounded queue in front of worker processes
+    worker       one worker process, seen from the server; ``worker_main`` is what runs in it,
+                 ``work`` what passes between the two
+    store        learnt tasks, in memory or in a folder
+    engine       ONNX Runtime sessions of the tasks that were asked last
+
+Adaptation runs in a process of its own, not in a thread: it computes for seconds, and between its
+kernels it holds the interpreter lock, under which every other answer would wait.
+"""

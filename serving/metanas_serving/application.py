@@ -1,0 +1,180 @@
+"""One server from bind to drain.
+
+    Application.start   listen, load, warm up, then say SERVING
+    Application.stop    NOT_SERVING, let running calls finish, cancel what is left, end
+
+Between the two it is an ordinary object: tests run several in one process. It listens before it is
+ready, so that a port in use is found at once and health can say NOT_SERVING meanwhile.
+"""
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from metanas.artifact import meta_from_bytes, task_from_bytes
+from metanas_proto.v1 import few_shot_pb2 as pb
+from metanas_proto.v1 import few_shot_pb2_grpc
+from metanas_serving.config import ServerConfig
+from metanas_serving.engine import Engine
+from metanas_serving.errors import StartupError
+from metanas_serving.gate import Gate
+from metanas_serving.jobs import Adaptations
+from metanas_serving.service import FewShotService
+from metanas_serving.store import TaskStore
+from metanas_serving.work import Start
+
+_log = logging.getLogger(__name__)
+
+BUNDLED_META = "models/omniglot.pt"
+"""The meta-model that comes with this package."""
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FewShot"].full_name
+
+# What cancelled calls have for their way out.
+_LEAVE_SECONDS = 5.0
+
+
+class Application:
+    """One server."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Read the meta-model and make the parts; nothing runs yet, but the store is taken.
+
+        Raises:
+            StartupError: no meta-model, CUDA asked for but missing, or a store that cannot be used.
+            ArtifactError: the meta-model's file cannot be used.
+        """
+        self._config = config
+        name, data = read_meta(config)
+        meta = meta_from_bytes(data, name=name)
+        _log.info("meta-model %s: %s", name, meta.provenance or "no provenance")
+        self._engine = Engine(device=config.device, max_loaded=config.max_loaded_tasks)
+        self._gate = Gate()
+        self._health = health.HealthServicer(
+            # Watch then holds no request thread for as long as its caller likes.
+            experimental_non_blocking=True,
+            experimental_thread_pool=ThreadPoolExecutor(max_workers=1),
+        )
+        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.adaptations = Adaptations(
+            Start(meta=data, torch_threads=config.torch_threads),
+            workers=config.adapt_workers,
+            max_queue=config.max_queue,
+        )
+        self._store = TaskStore.memory() if config.store_path is None else TaskStore.open(config.store_path)
+        if config.store_path is None:
+            _log.info("no --store: tasks are kept in memory and are lost when the server stops")
+        self._service = FewShotService(
+            self._gate,
+            self.adaptations,
+            store=self._store,
+            engine=self._engine,
+            preprocessing=meta.preprocessing,
+            max_support_images=config.max_support_images,
+            max_classify_images=config.max_classify_images,
+        )
+        self._server: grpc.Server | None = None
+
+    def start(self, *, should_stop: Callable[[], bool] = lambda: False) -> str:
+        """Listen, warm up, open.
+
+        Returns:
+            The address, ``host:port``.
+
+        Raises:
+            StartupError: the port cannot be had, or the adaptation process does not start.
+            AdaptationCancelledError: ``should_stop`` said so.
+        """
+        self._server, address = self._listen()
+        self._server.start()
+        self.adaptations.start()
+        self._engine.warm_up(task_from_bytes(self.adaptations.warm_up(should_stop=should_stop)))
+        self._gate.open()
+        self._say(health_pb2.HealthCheckResponse.SERVING)
+        return address
+
+    def stop(self, drain_seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Take no new calls, let running ones finish, cancel the rest, end.
+
+        Args:
+            drain_seconds: how long running calls may go on.
+            hurry: asked meanwhile; true: cancel at once.
+        """
+        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._gate.close()
+        begin = time.monotonic()
+        left = self._gate.wait_empty(drain_seconds, hurry=hurry)
+        if left:
+            _log.warning("%d calls still run after %.1f s; cancelling them", left, time.monotonic() - begin)
+        self.adaptations.close()
+        self._gate.wait_empty(_LEAVE_SECONDS)
+        if self._server is not None:
+            self._server.stop(grace=None).wait()
+        self._store.close()
+
+    def _listen(self) -> tuple[grpc.Server, str]:
+        config = self._config
+        server = grpc.server(
+            ThreadPoolExecutor(max_workers=config.request_threads, thread_name_prefix="request"),
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_mb * 1024 * 1024),
+                ("grpc.max_send_message_length", -1),
+                # With it, the default on Linux, a second server would share the port in silence.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        few_shot_pb2_grpc.add_FewShotServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        try:
+            port = server.add_insecure_port(f"{host}:{config.port}")
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {host}:{config.port}: {_why_not(config.host, config.port)}; "
+                "choose another --port (0 picks a free one) or --host"
+            ) from error
+        return server, f"{host}:{port}"
+
+    def _say(self, status: int) -> None:
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, status)
+
+
+def read_meta(config: ServerConfig) -> tuple[str, bytes]:
+    """The name and content of the meta-model's file.
+
+    Raises:
+        StartupError: it cannot be read.
+    """
+    if config.meta_path is None:
+        bundled = files("metanas_serving") / BUNDLED_META
+        if not bundled.is_file():
+            raise StartupError(f"this installation holds no meta-model ({bundled} is missing); pass --meta meta.pt")
+        return str(bundled), bundled.read_bytes()
+    try:
+        return str(config.meta_path), config.meta_path.read_bytes()
+    except OSError as error:
+        raise StartupError(
+            f"cannot read the meta-model {config.meta_path}: {error.strerror or error}; pass another --meta"
+        ) from error
+
+
+def _why_not(host: str, port: int) -> str:
+    # gRPC says only that it failed.
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return "gRPC could not bind it"

@@ -1,0 +1,75 @@
+"""What one server is told at its start, checked once and never changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from metanas.errors import InvalidConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+# Threads that adaptations never hold, so that Classify and health always find one.
+_SPARE_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of one server.
+
+    Raises:
+        InvalidConfigError: a value is out of range; the message names it.
+    """
+
+    meta_path: Path | None = None
+    """The meta-model; None: the bundled one."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default answers this machine only: the server knows no passwords."""
+    port: int = 50051
+    """0 picks a free one."""
+    store_path: Path | None = None
+    """Folder of learnt tasks; None: they are lost when the server stops."""
+    device: Device = "auto"
+    """Where Classify computes. Adaptation runs on the CPU."""
+    adapt_workers: int = 1
+    """Adaptation processes, so adaptations at a time."""
+    max_queue: int = 8
+    """Adaptations that may wait for a worker."""
+    torch_threads: int = 1
+    """Of each adaptation process. Another number may give other bits."""
+    request_threads: int = 16
+    """Calls answered at a time. An adaptation holds one, waiting or running."""
+    max_support_images: int = 1000
+    """Images of one Adapt."""
+    max_classify_images: int = 1000
+    """Images of one Classify."""
+    max_message_mb: int = 64
+    """Largest request, in MiB."""
+    max_loaded_tasks: int = 256
+    """Tasks whose ONNX Runtime session is kept; others are loaded again when they are asked."""
+    drain_seconds: float = 30.0
+    """How long running calls may go on after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InvalidConfigError(f"port must be 0..65535, got {self.port}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidConfigError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        for name in ("adapt_workers", "torch_threads", "max_classify_images", "max_loaded_tasks"):
+            if getattr(self, name) < 1:
+                raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_queue < 0:
+            raise InvalidConfigError(f"max_queue must be at least 0, got {self.max_queue}")
+        if self.max_support_images < 2:
+            raise InvalidConfigError(f"max_support_images must be at least 2, got {self.max_support_images}")
+        if not 1 <= self.max_message_mb <= 2047:
+            # gRPC counts the bytes of a message in 31 bits.
+            raise InvalidConfigError(f"max_message_mb must be 1..2047, got {self.max_message_mb}")
+        if not 0 <= self.drain_seconds <= 86_400:
+            raise InvalidConfigError(f"drain_seconds must be 0..86400, got {self.drain_seconds}")
+        needed = self.adapt_workers + self.max_queue + _SPARE_THREADS
+        if self.request_threads < needed:
+            raise InvalidConfigError(
+                f"request_threads must be at least adapt_workers + max_queue + {_SPARE_THREADS} = {needed}, so that "
+                f"Classify and health find a thread while adaptations wait, got {self.request_threads}; "
+                "raise request_threads or lower max_queue"
+            )

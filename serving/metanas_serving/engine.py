@@ -1,0 +1,137 @@
+"""ONNX Runtime: answers with the tasks that were asked last.
+
+    Answerer   one task's session: prepared pixels -> probabilities
+    Engine     makes answerers, and keeps as many as it may: the least recently asked goes first
+
+A session computes on the thread that calls it, so calls do not share threads or wait for each
+other. Knows ONNX Runtime and the export; nothing of the store or the contract.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from metanas.model import TaskModel
+from metanas.preprocessing import Preprocessing, scale
+from metanas_export import onnx_bytes
+from metanas_serving.config import Device
+from metanas_serving.errors import StartupError
+
+_log = logging.getLogger(__name__)
+
+# Bounds the memory of one call; larger batches are not faster on the CPU.
+_BATCH_SIZE = 64
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class Answerer:
+    """A task, ready to answer; safe to share between threads."""
+
+    def __init__(self, task: TaskModel, *, providers: list[str]) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        # The arena keeps the peak of every session for ever; with hundreds of sessions that is the memory.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(onnx_bytes(task), options, providers=providers)
+        self._preprocessing: Preprocessing = task.preprocessing
+        self.class_names = task.class_names
+
+    @property
+    def providers(self) -> list[str]:
+        """What ONNX Runtime really uses, first to last."""
+        return list(self._session.get_providers())
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Classify prepared pixels.
+
+        Args:
+            images: uint8 ``(batch, channels, height, width)``.
+
+        Returns:
+            float32 ``(batch, classes)``, rows sum to 1, in the order of ``class_names``.
+        """
+        inputs = scale(torch.from_numpy(images), self._preprocessing).numpy()
+        logits = np.concatenate(
+            [
+                self._session.run(["logits"], {"images": inputs[first : first + _BATCH_SIZE]})[0]
+                for first in range(0, len(inputs), _BATCH_SIZE)
+            ]
+        ).astype(np.float64)
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        softmax: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
+        return softmax.astype(np.float32)
+
+
+class Engine:
+    """The answerers that are loaded."""
+
+    def __init__(self, *, device: Device, max_loaded: int) -> None:
+        self._providers = choose_providers(device, available=ort.get_available_providers())
+        self._max_loaded = max_loaded
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, Answerer] = OrderedDict()
+
+    def warm_up(self, task: TaskModel) -> None:
+        """Answer once with a task, and log what answers.
+
+        Raises:
+            StartupError: CUDA was chosen and does not work.
+        """
+        answerer = self.build(task)
+        answerer.probabilities(task.support.images.numpy())
+        _log.info("ONNX Runtime %s answers with %s", ort.__version__, ", ".join(answerer.providers))
+        if self._providers[0] == _CUDA and answerer.providers[0] != _CUDA:
+            _log.warning("ONNX Runtime lists CUDA, but it does not start on this machine; the CPU answers instead")
+
+    def build(self, task: TaskModel) -> Answerer:
+        """Make an answerer; it is not kept."""
+        return Answerer(task, providers=self._providers)
+
+    def get(self, task_id: str) -> Answerer | None:
+        """The answerer of a task if it is loaded."""
+        with self._lock:
+            answerer = self._loaded.get(task_id)
+            if answerer is not None:
+                self._loaded.move_to_end(task_id)
+            return answerer
+
+    def keep(self, task_id: str, answerer: Answerer) -> None:
+        """Keep an answerer for later, perhaps in place of another task's."""
+        with self._lock:
+            self._loaded[task_id] = answerer
+            self._loaded.move_to_end(task_id)
+            while len(self._loaded) > self._max_loaded:
+                self._loaded.popitem(last=False)
+
+    def drop(self, task_id: str) -> None:
+        """Forget a task; its memory goes when the calls that still use it are over."""
+        with self._lock:
+            self._loaded.pop(task_id, None)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Ids of the loaded tasks, the least recently asked first."""
+        with self._lock:
+            return list(self._loaded)
+
+
+def choose_providers(device: Device, *, available: list[str]) -> list[str]:
+    """What ONNX Runtime is to use, first to last.
+
+    Raises:
+        StartupError: ``cuda`` was asked for, and this ONNX Runtime has no CUDA.
+    """
+    if device == "cuda" and _CUDA not in available:
+        raise StartupError(
+            f"--device cuda, but this ONNX Runtime has only {', '.join(available)}; "
+            "install onnxruntime-gpu in its place (the extra [gpu]), or use --device cpu"
+        )
+    return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]

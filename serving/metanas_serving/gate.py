@@ -1,0 +1,70 @@
+"""Which calls may come in: none while the server starts, all while it serves, none when it drains.
+
+    Gate.passing     with gate.passing(): answer one call
+    Gate.open        from now on calls pass
+    Gate.close       from now on none does; those inside go on
+    Gate.wait_empty  until the last one is out
+
+It counts the calls inside, and does not know what they do.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from metanas_serving.errors import NotServingError
+
+STARTING = "the server is starting; wait until grpc.health.v1 says SERVING, then send the call again"
+DRAINING = "the server is draining before it stops and takes no new calls; send the call to another server, or later"
+
+_POLL_SECONDS = 0.1
+
+
+class Gate:
+    """The way in; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._closed_because: str | None = STARTING
+        self._inside = 0
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Count one call in and out.
+
+        Raises:
+            NotServingError: the gate is closed.
+        """
+        with self._changed:
+            if self._closed_because is not None:
+                raise NotServingError(self._closed_because)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def open(self) -> None:
+        """Let calls pass."""
+        with self._changed:
+            self._closed_because = None
+
+    def close(self) -> None:
+        """Let no further call pass."""
+        with self._changed:
+            self._closed_because = DRAINING
+
+    def wait_empty(self, timeout_seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> int:
+        """Wait until no call is inside, ``timeout_seconds`` are over, or ``hurry`` says so.
+
+        Returns:
+            How many calls are inside.
+        """
+        end = time.monotonic() + timeout_seconds
+        with self._changed:
+            while self._inside and (left := end - time.monotonic()) > 0 and not hurry():
+                self._changed.wait(min(left, _POLL_SECONDS))
+            return self._inside

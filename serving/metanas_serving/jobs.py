@@ -1,0 +1,212 @@
+"""Adaptations off the request threads: a bounded queue in front of a few worker processes.
+
+    Adaptations.admission   with adaptations.admission(): one of the places, or QueueFullError
+    Adaptations.submit      an order into the queue  ->  Job
+    Job.result              waits for the task's file
+    Adaptations.cancel      takes a job out of the queue, or stops its work within one gradient step
+
+A place is taken before a request is even decoded, so that no more requests than there are places
+can hold threads and memory. Each worker process has one thread here that waits for it. One lock
+guards queue, places and counts; no one computes under it.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+from metanas.errors import AdaptationCancelledError, MetaNASError
+from metanas_serving.errors import NotServingError, QueueFullError, StartupError
+from metanas_serving.gate import DRAINING
+from metanas_serving.work import Order, Start
+from metanas_serving.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+
+
+class Job:
+    """One order on its way."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._stop = threading.Event()
+        self._answer: Future[bytes] = Future()
+
+    def result(self) -> bytes:
+        """Wait for the content of the task's file.
+
+        Raises:
+            AdaptationCancelledError: the job was cancelled.
+            NotServingError: the server stopped first.
+            MetaNASError: whatever ended the work.
+        """
+        return self._answer.result()
+
+    def stop(self) -> None:
+        """Ask whoever works on it to leave it."""
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is to be left."""
+        return self._stop.is_set()
+
+    def finish(self, answer: bytes | Exception) -> None:
+        """Give ``result`` what it waits for."""
+        if isinstance(answer, Exception):
+            self._answer.set_exception(answer)
+        else:
+            self._answer.set_result(answer)
+
+
+class Adaptations:
+    """The queue and the workers."""
+
+    def __init__(self, start: Start, *, workers: int, max_queue: int) -> None:
+        self._max_queue = max_queue
+        self._workers = [Worker(start) for _ in range(workers)]
+        self._changed = threading.Condition()
+        self._queue: deque[Job] = deque()
+        self._running: set[Job] = set()
+        self._places_taken = 0
+        self._closing = False
+        self._warm_ups: list[Future[bytes]] = [Future() for _ in self._workers]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker, warm_up), name=f"adaptation-{number}", daemon=True)
+            for number, (worker, warm_up) in enumerate(zip(self._workers, self._warm_ups, strict=True))
+        ]
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the worker processes that run now."""
+        return [pid for worker in self._workers if (pid := worker.process_id) is not None]
+
+    def start(self) -> None:
+        """Start the worker processes; ``warm_up`` waits for them."""
+        for thread in self._threads:
+            thread.start()
+
+    def warm_up(self, *, should_stop: Callable[[], bool] = lambda: False) -> bytes:
+        """Wait until all workers are ready.
+
+        Returns:
+            The file of the task that one of them learnt to warm up.
+
+        Raises:
+            StartupError: one could not start.
+            AdaptationCancelledError: ``should_stop`` said so.
+        """
+        try:
+            while futures.wait(self._warm_ups, timeout=_POLL_SECONDS).not_done:
+                if should_stop():
+                    raise AdaptationCancelledError("stopped while the adaptation process started")
+            files = [warm_up.result() for warm_up in self._warm_ups]
+            return files[0]
+        except AdaptationCancelledError:
+            raise
+        except MetaNASError as error:
+            raise StartupError(f"the adaptation process does not start: {error}") from error
+
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        """Hold one of the places for an adaptation.
+
+        Raises:
+            QueueFullError: all are taken.
+        """
+        with self._changed:
+            if self._places_taken >= len(self._workers) + self._max_queue:
+                running = len(self._running)
+                raise QueueFullError(
+                    f"{running} adaptations run and {self._places_taken - running} wait; the server lets "
+                    f"{self._max_queue} wait (--max-queue); send the request again later"
+                )
+            self._places_taken += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._places_taken -= 1
+
+    def submit(self, order: Order) -> Job:
+        """Put an order at the end of the queue; hold an ``admission`` until its ``result``.
+
+        Raises:
+            NotServingError: the workers are closing.
+        """
+        job = Job(order)
+        with self._changed:
+            if self._closing:
+                raise NotServingError(DRAINING)
+            self._queue.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Take a job out of the queue, or stop it; nothing if it is over."""
+        job.stop()
+        with self._changed:
+            try:
+                self._queue.remove(job)
+            except ValueError:
+                return
+        job.finish(AdaptationCancelledError("adaptation was cancelled while it waited for its turn"))
+
+    def close(self) -> None:
+        """End all work and all processes: jobs that wait or run fail with NotServingError."""
+        with self._changed:
+            self._closing = True
+            waiting = list(self._queue)
+            self._queue.clear()
+            self._changed.notify_all()
+        for job in waiting:
+            job.finish(NotServingError(DRAINING))
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _serve(self, worker: Worker, warm_up: "Future[bytes]") -> None:
+        try:
+            try:
+                warm_up.set_result(worker.start(lambda: self._closing))
+            except Exception as error:
+                warm_up.set_exception(error)
+                return
+            while (job := self._next()) is not None:
+                answer = self._work(worker, job)
+                with self._changed:
+                    self._running.discard(job)
+                job.finish(answer)
+                self._revive(worker)
+        finally:
+            worker.close()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            if self._closing:
+                return None
+            job = self._queue.popleft()
+            self._running.add(job)
+            return job
+
+    def _work(self, worker: Worker, job: Job) -> bytes | Exception:
+        try:
+            return worker.adapt(job.order, should_stop=lambda: job.stopped or self._closing)
+        except AdaptationCancelledError as error:
+            return NotServingError(DRAINING) if self._closing and not job.stopped else error
+        except Exception as error:  # the thread has to live on for the jobs behind this one
+            return error
+
+    def _revive(self, worker: Worker) -> None:
+        """Start a process in place of one that died, so that the next job does not wait for it."""
+        try:
+            if worker.start(lambda: self._closing):
+                _log.info("a new adaptation process runs (process %s)", worker.process_id)
+        except Exception as error:  # the next job tries again, and tells its caller
+            _log.error("no new adaptation process: %s", error)

@@ -1,0 +1,60 @@
+"""Errors to gRPC status: the one translator at the border.
+
+    status_of   any exception  ->  status code and the text that the caller reads
+    abort       ends a call with it
+
+Faults of the server are logged here with their traceback; faults of a request are not, for the
+caller is told.
+"""
+
+import logging
+from typing import NoReturn
+
+import grpc
+
+from metanas import errors as core
+from metanas_serving import errors
+
+_log = logging.getLogger(__name__)
+
+# The first that fits decides, so a subclass comes before its base.
+_CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (errors.InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.TaskNotFoundError, grpc.StatusCode.NOT_FOUND),
+    (errors.QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.NotServingError, grpc.StatusCode.UNAVAILABLE),
+    (errors.TaskLostError, grpc.StatusCode.DATA_LOSS),
+    (errors.ServingError, grpc.StatusCode.INTERNAL),
+    (core.InvalidTaskError, grpc.StatusCode.INVALID_ARGUMENT),
+    (core.InvalidImageError, grpc.StatusCode.INVALID_ARGUMENT),
+    (core.InvalidConfigError, grpc.StatusCode.INVALID_ARGUMENT),
+    (core.AdaptationCancelledError, grpc.StatusCode.CANCELLED),
+    (core.WrongKindError, grpc.StatusCode.FAILED_PRECONDITION),
+    (core.NewerVersionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (core.ArtifactError, grpc.StatusCode.DATA_LOSS),
+)
+
+# gRPC drops trailers past 8 KiB, and the status text with them.
+_MAX_TEXT_CHARACTERS = 2000
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The gRPC status of an error; INTERNAL for whatever is not in the two trees."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code, _shortened(str(error))
+    return grpc.StatusCode.INTERNAL, _shortened(
+        f"the server failed with {type(error).__name__}: {error}; its log holds the traceback"
+    )
+
+
+def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    """End the call with the status of ``error``."""
+    code, text = status_of(error)
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
+        _log.error("%s: %s", code.name, text, exc_info=error)
+    context.abort(code, text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT_CHARACTERS else text[:_MAX_TEXT_CHARACTERS] + " ..."

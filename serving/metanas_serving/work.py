@@ -1,0 +1,71 @@
+"""What passes between the server and an adaptation process, over a pipe.
+
+    server -> process    Start once, then Order after Order, perhaps with a Stop behind it
+    process -> server    Ready once, then Done or Failed for each Order
+
+Plain values and arrays. Both ends are ours and the pipe is private, so pickling them is safe.
+"""
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What every order of the process stands on."""
+
+    meta: bytes
+    """Content of ``meta.pt``; not its path, for a file may change while the server runs."""
+    torch_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One task to learn."""
+
+    task_id: str
+    images: NDArray[np.uint8]
+    """``(images, channels, height, width)``, prepared."""
+    labels: tuple[int, ...]
+    """Class number of each image."""
+    class_names: tuple[str, ...]
+    seed: int
+    warnings: tuple[str, ...] = ()
+    """What is to be told about the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the order that is being worked on; nothing if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The process has loaded the meta-model and learnt a first, made-up task."""
+
+    warm_up: bytes
+    """Content of that task's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The order is done."""
+
+    data: bytes
+    """Content of ``task_model.pt``, with the server's facts in its provenance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The order was not done."""
+
+    error: Exception
+    """Of the core's tree or of ours."""
+
+
+Message: TypeAlias = Start | Order | Stop | Ready | Done | Failed
+Pipe: TypeAlias = "Connection[Message, Message]"  # quoted: the class takes no parameters at run time

@@ -1,0 +1,95 @@
+"""The adaptation process: learns the tasks that the server sends over a pipe.
+
+    python -m metanas_serving.worker_main DESCRIPTOR    started by ``worker``, not by hand
+
+It lives until the pipe closes, so it does not outlive its server, however that ends. Before every
+gradient step it looks into the pipe: whatever is there, a ``Stop`` or the end, ends the adaptation.
+
+It knows the core and the pipe; nothing of gRPC, the store or other workers.
+"""
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import cast
+
+import numpy as np
+import torch
+
+from metanas.artifact import meta_from_bytes, task_to_bytes
+from metanas.errors import MetaNASError
+from metanas.learner import adapt
+from metanas.model import MetaModel, TaskModel
+from metanas.tasks import SupportSet
+from metanas_serving.errors import WorkerError
+from metanas_serving.facts import ServerFacts
+from metanas_serving.work import Done, Failed, Order, Pipe, Ready, Start
+
+_log = logging.getLogger(__name__)
+
+# On a machine with one core, answers go before adaptation.
+_NICENESS = 5
+
+
+def main(descriptor: int) -> int:
+    """Take orders from the pipe until it closes."""
+    # Ctrl-C and service managers signal all processes at once; the server alone decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    pipe: Pipe = Connection(descriptor)
+    try:
+        start = cast(Start, pipe.recv())
+        torch.set_num_threads(start.torch_threads)
+        meta = meta_from_bytes(start.meta, name="the meta-model")
+        pipe.send(Ready(task_to_bytes(_warm_up(meta))))
+        while True:
+            message = pipe.recv()
+            if isinstance(message, Order):  # a Stop here came too late: its order is done
+                pipe.send(_work(meta, message, pipe=pipe))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+
+
+def _warm_up(meta: MetaModel) -> TaskModel:
+    """One step of each kind on noise: loads what torch loads late, and shows that the meta-model works."""
+    size = (meta.preprocessing.channels, meta.preprocessing.height, meta.preprocessing.width)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *size), dtype=np.uint8)
+    support = SupportSet(torch.from_numpy(noise), torch.tensor([0, 1]), ("0", "1"))
+    return adapt(meta, support, schedule=dataclasses.replace(meta.schedule, architecture_steps=1, weight_steps=1))
+
+
+def _work(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done | Failed:
+    try:
+        return Done(_learn(meta, order, pipe=pipe))
+    except MetaNASError as error:
+        return Failed(error)
+    except (EOFError, ConnectionResetError):
+        raise
+    except Exception as error:  # whatever it is, the process is fit for the next order
+        _log.exception("adaptation of task %s failed", order.task_id)
+        return Failed(WorkerError(f"adaptation failed with {type(error).__name__}: {error}"))
+
+
+def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> bytes:
+    support = SupportSet(
+        torch.from_numpy(order.images), torch.tensor(order.labels, dtype=torch.int64), order.class_names
+    )
+    begin = time.perf_counter()
+    # The server sends one order at a time, so what comes meanwhile is a Stop, or the pipe's end.
+    task = adapt(meta, support, seed=order.seed, should_stop=lambda: pipe.poll() and bool(pipe.recv()))
+    facts = ServerFacts(
+        task_id=order.task_id,
+        created_unix_seconds=time.time(),
+        adapt_seconds=time.perf_counter() - begin,
+        warnings=order.warnings,
+    )
+    return task_to_bytes(facts.written_into(task))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,140 @@
+"""Candidate operations: sizes, parameter counts, and the shortcuts that must change no result."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metanas.errors import InvalidConfigError
+from metanas.network import count_parameters
+from metanas.operations import OPERATIONS, BatchNorm, DilatedDepthwise, Operation, build_operation, measuring
+
+WEIGHTLESS = {"max_pool_3x3": 0, "avg_pool_3x3": 0, "skip_connect": 0}
+WITH_WEIGHTS = {"conv_1x5_5x1": 7_840, "conv_3x3": 1_036, "sep_conv_3x3": 2_072, "dil_conv_3x3": 1_036}
+
+
+@pytest.mark.parametrize(("name", "count"), {**WEIGHTLESS, **WITH_WEIGHTS}.items())
+def test_parameters_of_an_operation_at_stride_1_are_those_of_section_9(name: str, count: int) -> None:
+    assert count_parameters(build_operation(name, 28, stride=1)) == count
+
+
+@pytest.mark.parametrize(("name", "count"), {**WEIGHTLESS, **WITH_WEIGHTS, "skip_connect": 784}.items())
+def test_parameters_of_an_operation_at_stride_2_are_those_of_section_9(name: str, count: int) -> None:
+    assert count_parameters(build_operation(name, 28, stride=2)) == count
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("stride", "size", "expected"), [(1, 7, 7), (1, 8, 8), (2, 7, 4), (2, 8, 4)])
+def test_every_operation_keeps_the_size_or_halves_it_rounding_up(
+    name: str, stride: int, size: int, expected: int
+) -> None:
+    x = torch.randn(2, 6, size, size + 1)
+    y = build_operation(name, 6, stride=stride)(x)
+    assert y.shape == (2, 6, expected, -(-(size + 1) // stride))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_ends_in_a_batch_norm_without_affine_parameters(name: str) -> None:
+    y = build_operation(name, 4, stride=2)(torch.randn(8, 4, 9, 9))
+    assert y.mean(dim=(0, 2, 3)).abs().max() < 1e-5
+    assert (y.var(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_scaling_an_operation_multiplies_its_result_and_takes_the_gradient_of_the_scale(name: str) -> None:
+    torch.manual_seed(0)
+    operation = build_operation(name, 4, stride=1)
+    x, target = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6)
+    scale = torch.tensor(0.3, requires_grad=True)
+    torch.testing.assert_close(operation(x, scale), 0.3 * operation(x))
+    (operation(x, scale) * target).sum().backward()
+    torch.testing.assert_close(scale.grad, (operation(x) * target).sum().detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_operation_is_refused_with_the_names_of_those_there_are() -> None:
+    with pytest.raises(InvalidConfigError, match="unknown operation 'zero'; known are max_pool_3x3, avg_pool_3x3, skip"):
+        build_operation("zero", 4, stride=1)
+
+
+@pytest.mark.parametrize(
+    ("stride", "height", "width", "layout"),
+    list(itertools.product((1, 2), (1, 6, 7), (5, 8), (torch.contiguous_format, torch.channels_last))),
+)
+def test_the_fast_dilated_convolution_is_the_plain_one_forward_and_backward(
+    stride: int, height: int, width: int, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    fast = DilatedDepthwise(4, stride).double()
+    x = torch.randn(3, 4, height, width, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    plain_x, plain_weight = x.detach().clone().requires_grad_(), fast.weight.detach().clone().requires_grad_()
+
+    y = fast(x)
+    plain_y = functional.conv2d(plain_x, plain_weight, stride=stride, padding=2, dilation=2, groups=4)
+    torch.testing.assert_close(y, plain_y)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), plain_y.detach())
+
+    target = torch.randn_like(plain_y)
+    (y * target).sum().backward()
+    (plain_y * target).sum().backward()
+    torch.testing.assert_close(x.grad, plain_x.grad)
+    torch.testing.assert_close(fast.weight.grad, plain_weight.grad)
+
+
+def test_batch_norm_in_training_uses_the_batch_and_keeps_nothing() -> None:
+    norm = BatchNorm(2)
+    x = torch.tensor([[1.0, 10.0], [3.0, 30.0]]).view(2, 2, 1, 1)
+    # Means 2 and 20, biased variances 1 and 100.
+    torch.testing.assert_close(norm(x).flatten(), torch.tensor([-1.0, -1.0, 1.0, 1.0]), rtol=1e-4, atol=1e-4)
+    assert norm.mean.tolist() == [0.0, 0.0]
+    assert norm.variance.tolist() == [1.0, 1.0]
+
+
+def test_batch_norm_after_measuring_gives_the_measured_batch_the_same_result_in_evaluation() -> None:
+    norm = BatchNorm(2)
+    x = torch.tensor([[1.0, 10.0], [3.0, 30.0]]).view(2, 2, 1, 1)
+    with measuring(norm):
+        measured = norm(x)
+    assert norm.mean.tolist() == [2.0, 20.0]
+    assert norm.variance.tolist() == [1.0, 100.0]
+    norm.eval()
+    torch.testing.assert_close(norm(x), measured)
+    # One image alone: (7 - 2) / 1 and (10 - 20) / 10.
+    alone = norm(torch.tensor([7.0, 10.0]).view(1, 2, 1, 1))
+    torch.testing.assert_close(alone.flatten(), torch.tensor([5.0, -1.0]), rtol=1e-4, atol=1e-4)
+
+
+def test_measuring_ends_even_when_the_network_fails() -> None:
+    network = nn.Sequential(BatchNorm(3))
+    with pytest.raises(RuntimeError), measuring(network):
+        network(torch.randn(2, 5, 4, 4))
+    assert not network[0].measuring
+
+
+def test_padding_never_counts_in_a_pooled_mean_or_maximum() -> None:
+    def pooled(name: str) -> Tensor:
+        operation = build_operation(name, 1, stride=1)
+        operation.norm = _Pass()
+        return operation(-torch.ones(1, 1, 4, 4))
+
+    assert pooled("avg_pool_3x3").unique().tolist() == [-1.0]
+    assert pooled("max_pool_3x3").unique().tolist() == [-1.0]
+
+
+def test_the_factorized_reduction_sees_even_and_odd_pixels() -> None:
+    operation = build_operation("skip_connect", 2, stride=2)
+    operation.norm = _Pass()
+    with torch.no_grad():
+        operation.even.weight.fill_(1.0)
+        operation.odd.weight.fill_(1.0)
+    x = torch.arange(9.0).view(1, 1, 3, 3).repeat(1, 2, 1, 1)
+    even, odd = operation(x)[0].tolist()
+    assert even == [[0.0, 4.0], [12.0, 16.0]]  # twice 0, 2, 6, 8
+    assert odd == [[8.0, 0.0], [0.0, 0.0]]  # twice 4; the rest is padding
+
+
+class _Pass(Operation):
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return x if scale is None else x * scale
