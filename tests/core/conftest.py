@@ -90,6 +90,8 @@ def make_support() -> MakeSupport:
             noise = torch.randint(0, 100, (count, channels, SIZE, SIZE), generator=generator)
             images.append((pattern + noise).to(torch.uint8))
             labels += [label] * count
-        return SupportSet(torch.cat(images), torch.tensor(labels), tuple(f"class {label}" for label in range(len(shots))))
+        return SupportSet(
+            torch.cat(images), torch.tensor(labels), tuple(f"class {label}" for label in range(len(shots)))
+        )
 
     return make

@@ -66,7 +66,9 @@ def _reference_operation(name: str, module: torch.nn.Module, x: Tensor, stride: 
     return x
 
 
-def _reference_cell(cell: Cell, space: SearchSpace, first: Tensor, second: Tensor, weights: Tensor, reduces: bool) -> Tensor:
+def _reference_cell(
+    cell: Cell, space: SearchSpace, first: Tensor, second: Tensor, weights: Tensor, reduces: bool
+) -> Tensor:
     """Equation 1 with equation 7's weights, edge by edge, nothing shared."""
 
     def prepared(module: torch.nn.Module, x: Tensor) -> Tensor:

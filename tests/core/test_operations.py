@@ -54,7 +54,9 @@ def test_scaling_an_operation_multiplies_its_result_and_takes_the_gradient_of_th
 
 
 def test_an_unknown_operation_is_refused_with_the_names_of_those_there_are() -> None:
-    with pytest.raises(InvalidConfigError, match="unknown operation 'zero'; known are max_pool_3x3, avg_pool_3x3, skip"):
+    with pytest.raises(
+        InvalidConfigError, match="unknown operation 'zero'; known are max_pool_3x3, avg_pool_3x3, skip"
+    ):
         build_operation("zero", 4, stride=1)
 
 

@@ -19,6 +19,7 @@ Errors (google.rpc codes):
   NOT_FOUND           no task of that id
   RESOURCE_EXHAUSTED  a message over the limit, or more adaptations waiting than the server takes
   DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step
+  FAILED_PRECONDITION a stored task was written by a later version of the server
   UNAVAILABLE         the server is draining before it stops
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
@@ -42,7 +43,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Image(_message.Message):
-    """One image, as a file's bytes or as raw pixels."""
+    """One image, as a file's bytes or as raw pixels. The server turns it upright by its EXIF orientation
+    and puts transparent pixels onto white.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -19,6 +19,7 @@ Errors (google.rpc codes):
   NOT_FOUND           no task of that id
   RESOURCE_EXHAUSTED  a message over the limit, or more adaptations waiting than the server takes
   DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step
+  FAILED_PRECONDITION a stored task was written by a later version of the server
   UNAVAILABLE         the server is draining before it stops
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
