@@ -28,8 +28,6 @@ from torch import Tensor
 from metanas.errors import (
     ArtifactError,
     CorruptArtifactError,
-    InvalidConfigError,
-    InvalidTaskError,
     NewerVersionError,
     WrongKindError,
 )
@@ -107,7 +105,7 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
             moments=_under(tensors, "moments/"),
             provenance=metadata["provenance"],
         )
-    except (KeyError, TypeError, InvalidConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptArtifactError(f"{name} is incomplete or contradicts itself: {error}") from error
 
 
@@ -147,7 +145,7 @@ def task_from_bytes(data: bytes, *, name: str = "the file") -> TaskModel:
             report=AdaptationReport(**metadata["report"]),
             provenance=metadata["provenance"],
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, InvalidConfigError, InvalidTaskError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CorruptArtifactError(f"{name} is incomplete or contradicts itself: {error}") from error
 
 
@@ -188,11 +186,21 @@ def unpack(data: bytes, kind: str, *, name: str) -> tuple[dict[str, Any], dict[s
     if (
         not isinstance(text, str)
         or not isinstance(tensors, dict)
-        or not all(isinstance(value, Tensor) for value in tensors.values())
+        or not all(_plain(key, value) for key, value in tensors.items())
         or _checksum(text, tensors) != content.get("checksum")
     ):
         raise CorruptArtifactError(f"{name} does not match its checksum; copy or write it again")
-    return json.loads(text), tensors
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{name} has unreadable metadata; write it again") from error
+    if not isinstance(metadata, dict):
+        raise CorruptArtifactError(f"{name} has metadata that are no table; write it again")
+    return metadata, tensors
+
+
+def _plain(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _read(data: bytes, name: str) -> Any:

@@ -111,6 +111,8 @@ class MetaModel:
         _check_shapes("weights", self.weights, expected)
         layout = {name: tuple(value.shape) for name, value in initial_architecture(self.space).items()}
         _check_shapes("architecture", self.architecture, layout)
+        if not (isinstance(self.head_scale, float) and 0 < self.head_scale < float("inf")):
+            raise InvalidConfigError(f"head_scale must be a number above 0, got {self.head_scale!r}")
         size = (self.preprocessing.channels, self.preprocessing.height, self.preprocessing.width)
         if size != (self.space.in_channels, self.space.image_size, self.space.image_size):
             raise InvalidConfigError(

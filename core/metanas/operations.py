@@ -54,7 +54,8 @@ class BatchNorm(nn.Module):
             x: float32, any layout.
             scale: 0-dimensional; multiplies the result. Only without affine parameters.
         """
-        weight = self.weight if scale is None else scale.expand(x.shape[1])
+        # contiguous: the backward pass of torch 2.13 for channels_last ignores the strides of the weight.
+        weight = self.weight if scale is None else scale.expand(x.shape[1]).contiguous()
         if self.measuring:
             with torch.no_grad():
                 variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
@@ -104,7 +105,15 @@ class FactorizedReduction(Operation):
         """Halve height and width, rounding up."""
         height, width = x.shape[-2:]
         shifted = functional.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
-        return cast(Tensor, self.norm(torch.cat((self.even(x), self.odd(shifted)), dim=1), scale))
+        return cast(Tensor, self.norm(torch.cat((_pick(self.even, x), _pick(self.odd, shifted)), dim=1), scale))
+
+
+def _pick(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Run a 1x1 convolution of stride 2."""
+    if conv.in_channels < 8:
+        # oneDNN (torch 2.13) writes out of bounds in its backward pass of these: the heap is corrupt, the process dies.
+        return functional.conv2d(x[:, :, ::2, ::2], conv.weight)
+    return cast(Tensor, conv(x))
 
 
 class Projection(Operation):

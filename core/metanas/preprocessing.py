@@ -12,6 +12,7 @@ to the size by an antialiased bilinear filter; divided by 255; mean and deviatio
 Knows numpy and Pillow; torch only in ``scale``.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,14 +117,14 @@ def prepare(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
         )
     try:
         picture = _flat(ImageOps.exif_transpose(picture)).convert("L" if preprocessing.channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # Pillow's, EXIF included
         raise InvalidImageError(f"the image cannot be decoded: {error}") from error
     if preprocessing.invert:
         picture = ImageOps.invert(picture)
     size = (preprocessing.width, preprocessing.height)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, dtype=np.uint8)
+    pixels = np.array(picture, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

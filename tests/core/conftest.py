@@ -30,14 +30,25 @@ def small_space() -> SearchSpace:
     return SearchSpace(channels=4, image_size=SIZE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_meta() -> MakeMeta:
-    """A meta-model of random weights and unequal architecture; ``moments`` as meta-training would leave them."""
+    """A meta-model of random weights and unequal architecture.
+
+    ``sharp``: one operation an edge has all the weight from the start, so annealing changes nothing.
+    ``moments``: as meta-training would leave them.
+    """
 
     def make(
-        *, schedule: Schedule | None = None, moments: bool = False, in_channels: int = 1, seed: int = 0
+        *,
+        schedule: Schedule | None = None,
+        moments: bool = False,
+        sharp: bool = False,
+        in_channels: int = 1,
+        seed: int = 0,
     ) -> MetaModel:
-        space = SearchSpace(channels=4, image_size=SIZE, in_channels=in_channels)
+        space = SearchSpace(
+            channels=4, image_size=SIZE, in_channels=in_channels, cells=3, reduction_cells=(1,), nodes=2
+        )
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -48,6 +59,9 @@ def make_meta() -> MakeMeta:
             name: 0.3 * torch.randn(value.shape, generator=generator)
             for name, value in initial_architecture(space).items()
         }
+        if sharp:
+            for value in architecture.values():
+                value.scatter_(-1, value.argmax(dim=-1, keepdim=True), 12.0)
         stored = {}
         if moments:
             named = {
@@ -78,7 +92,7 @@ def make_meta() -> MakeMeta:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_support() -> MakeSupport:
     """A task whose classes are a random pattern each, with noise on every image."""
 

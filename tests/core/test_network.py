@@ -1,14 +1,24 @@
 """The one-shot network: sizes, and a cell held against a literal reference written out here."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metanas.network import Cell, Network, count_parameters, one_shot_plan
-from metanas.operations import FactorizedReduction, Pooling, Projection, SeparableConv, Skip
+from metanas.network import Cell, Network, channels_last, count_parameters, one_shot_plan
+from metanas.operations import (
+    BatchNorm,
+    DilatedDepthwise,
+    FactorizedReduction,
+    Pooling,
+    Projection,
+    SeparableConv,
+    Skip,
+)
 from metanas.relaxation import initial_architecture, relax
-from metanas.space import CELL_INPUTS, SearchSpace
+from metanas.space import CELL_INPUTS, CELL_TYPES, SearchSpace
 
 
 @pytest.mark.parametrize(
@@ -135,7 +145,7 @@ def test_operations_below_the_limit_are_not_run_and_others_are(small_space: Sear
 def test_a_node_without_any_operation_is_an_error_and_not_a_zero(small_space: SearchSpace) -> None:
     network = Network(small_space, one_shot_plan(small_space))
     weights = {name: torch.full((63,), 1e-5) for name in ("normal", "reduction")}
-    with pytest.raises(RuntimeError, match="node 0 has no operation of weight 0.0001 or more"):
+    with pytest.raises(RuntimeError, match=r"node 0 has no operation of weight 0\.0001 or more"):
         network(torch.randn(2, 1, 12, 12), weights, skip_below=1e-4)
 
 
@@ -163,3 +173,37 @@ def test_features_have_the_declared_length_at_any_size(size: int) -> None:
     mixtures = relax(initial_architecture(space), space, temperature=1.0)
     features = network(torch.randn(3, 1, size, size), {name: mixture.rows for name, mixture in mixtures.items()})
     assert features.shape == (3, space.features) == (3, 8)
+
+
+def test_all_gradients_in_channels_last_are_those_of_a_literal_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm written out, plain dilated convolutions, contiguous memory: the same to float64 rounding."""
+    torch.manual_seed(0)
+    space = SearchSpace(channels=8, image_size=16)
+    fast = Network(space, one_shot_plan(space)).double()
+    literal = copy.deepcopy(fast)
+    channels_last(fast)
+    images = torch.rand(4, 1, 16, 16, dtype=torch.float64)
+    direction = torch.randn(4, space.features, dtype=torch.float64)
+    weights = {name: torch.rand(63, dtype=torch.float64) / 20 for name in CELL_TYPES}
+
+    def gradients(network: Network) -> dict[str, torch.Tensor]:
+        mixture = {name: value.clone().requires_grad_() for name, value in weights.items()}
+        (network(images, mixture) * direction).sum().backward()
+        found = {**dict(network.named_parameters()), **mixture}
+        return {name: value.grad for name, value in found.items() if value.grad is not None}
+
+    def batch_norm(norm: BatchNorm, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        x = x.contiguous()
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
+        y = (x - mean) / (variance + norm.epsilon).sqrt()
+        if norm.weight is not None and norm.bias is not None:
+            y = y * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+        return y if scale is None else y * scale
+
+    of_fast = gradients(fast)
+    monkeypatch.setattr(BatchNorm, "forward", batch_norm)
+    monkeypatch.setattr(DilatedDepthwise, "forward", torch.nn.Conv2d.forward)
+    of_literal = gradients(literal)
+    assert of_fast.keys() == of_literal.keys()
+    for name, value in of_literal.items():
+        torch.testing.assert_close(of_fast[name], value, rtol=1e-9, atol=1e-9, msg=name)

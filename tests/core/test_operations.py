@@ -140,3 +140,27 @@ def test_the_factorized_reduction_sees_even_and_odd_pixels() -> None:
 class _Pass(Operation):
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return x if scale is None else x * scale
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_scale_in_the_batch_norm_has_the_gradients_of_a_multiplication(
+    layout: torch.memory_format, training: bool
+) -> None:
+    """torch 2.13 ignores the strides of the weight in its backward pass for channels_last."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 6, 8, 8, generator=generator).contiguous(memory_format=layout)
+    upstream = torch.randn(5, 6, 8, 8, generator=generator).contiguous(memory_format=layout)
+    weights = torch.rand(63, generator=generator)
+    norm = BatchNorm(6)
+    norm.train(training)
+
+    def gradients(literally: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mixture = x.clone().requires_grad_(), weights.clone().requires_grad_()
+        y = norm(image) * mixture[5] if literally else norm(image, mixture[5])
+        y.backward(upstream)
+        assert image.grad is not None
+        assert mixture.grad is not None
+        return image.grad, mixture.grad
+
+    torch.testing.assert_close(gradients(False), gradients(True), rtol=1e-4, atol=1e-4)

@@ -28,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metanas
+from metanas.allocator import keep_freed_memory
 from metanas.artifact import save_meta, write_atomically
 from metanas.errors import InvalidConfigError, MetaNASError
 from metanas.model import MetaModel, Schedule
@@ -50,9 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return _run(arguments)
-    except MetaNASError as error:
+    except InvalidConfigError as error:
+        print(f"meta_train: {error}", file=sys.stderr)
+        return 2
+    except (MetaNASError, OSError) as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # outside of the steps, or the second one
+        print("meta_train: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,14 +144,15 @@ def _run(arguments: argparse.Namespace) -> int:
                 f"{output} already holds a run; continue it with --resume {output}, or choose another --output"
             )
         state = new_state(config, _space(config))
-    output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     root = arguments.data_root or data_root()
     preprocessing = _preprocessing(config)
     splits = {}
     for split in ("train", "val", "test"):
         splits[split] = load_classes(config.data, split, preprocessing=preprocessing, root=root)
         logger.info("%s: %d classes", splits[split].name, len(splits[split]))
+    output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         config, state, train=splits["train"], validation=splits["val"], checkpoint=output / "checkpoint.pt"
     )

@@ -61,7 +61,8 @@ class TrainingConfig:
     prototype_learning_rate: float = 1e-3
     search_architecture_travel: float = 1.0
     """How far an architecture parameter can go while the temperature falls: learning rate times steps."""
-    search_temperature_end: float = 0.05
+    search_temperature_end: float = 0.005
+    """Where the temperature of the search phase falls to, geometrically from 1."""
     search_skip_below: float = 1e-3
     """Operations of a smaller weight are not run in the search phase."""
     meta_batch_size: int = 10
@@ -90,6 +91,8 @@ class TrainingConfig:
         for name in ("meta_batch_size", "train_shots", "inner_steps", "eval_tasks", "eval_shots", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise InvalidConfigError(f"seed must be at least 0, got {self.seed}")
         if self.n_way < 2 or self.pair_classes < 2:
             raise InvalidConfigError(
                 f"n_way and pair_classes must be at least 2, got {self.n_way} and {self.pair_classes}"

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from metanas.allocator import keep_freed_memory
 from metanas.artifact import load_meta, write_atomically
 from metanas.errors import MetaNASError
 from metanas.model import MetaModel
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", type=int, default=1, help="processes, each with one torch thread")
     add("--json", type=Path, default=None, help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    for name in ("ways", "shots", "queries", "tasks", "jobs"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     try:
         meta = load_meta(arguments.meta)
         classes = load_classes(
@@ -85,6 +89,7 @@ def _scores(meta: MetaModel, episodes: Sequence[Episode], *, jobs: int, seed: in
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def _score(work: tuple[MetaModel, Episode, int]) -> TaskScore:

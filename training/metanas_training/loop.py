@@ -20,7 +20,7 @@ import torch
 
 from metanas.model import Schedule
 from metanas.preprocessing import Preprocessing, scale
-from metanas.relaxation import anneal, relax
+from metanas.relaxation import relax
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode, sample_pairs
@@ -156,12 +156,13 @@ class Trainer:
         return loss, accuracy, 1, len(images)
 
     def _temperature(self, phase: int, step: int) -> float:
-        """Of the prototype phases: 1 in the warm-up, falling once in the search, then low."""
+        """Of the prototype phases: 1 in the warm-up, falling once in the search, then low; 1 after it."""
         if phase != SEARCH:
             return 1.0
         assert self.state.plan is not None
         progress = min(1.0, (step + 1) / max(1, self.state.plan.fall))
-        return anneal(progress, end=self.config.search_temperature_end)
+        # Geometric: all temperatures are equally new to the weights, and most of the fall is sparse.
+        return float(self.config.search_temperature_end**progress)
 
     def _fold_temperature(self) -> None:
         """Divide the architecture by the temperature that the search ended at.

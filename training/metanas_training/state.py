@@ -7,6 +7,7 @@
 Random draws need no state: each step makes its generator from the seed and its own number.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from metanas.artifact import pack, unpack, write_atomically
+from metanas.errors import CorruptArtifactError
 from metanas.model import MetaModel, Schedule
 from metanas.network import Network, channels_last, one_shot_plan
 from metanas.plain import to_plain
@@ -114,7 +116,7 @@ def save_checkpoint(path: Path, state: State, config: TrainingConfig) -> None:
     write_atomically(path, pack(CHECKPOINT_KIND, metadata, tensors))
 
 
-def load_checkpoint(path: Path, space_for: Any) -> tuple[TrainingConfig, State]:
+def load_checkpoint(path: Path, space_for: Callable[[TrainingConfig], SearchSpace]) -> tuple[TrainingConfig, State]:
     """Read a checkpoint.
 
     Args:
@@ -127,6 +129,15 @@ def load_checkpoint(path: Path, space_for: Any) -> tuple[TrainingConfig, State]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}; start without --resume")
     metadata, tensors = unpack(path.read_bytes(), CHECKPOINT_KIND, name=str(path))
+    try:
+        return _from_parts(metadata, tensors, space_for)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CorruptArtifactError(f"{path} is incomplete or contradicts itself: {error}") from error
+
+
+def _from_parts(
+    metadata: dict[str, Any], tensors: dict[str, Tensor], space_for: Callable[[TrainingConfig], SearchSpace]
+) -> tuple[TrainingConfig, State]:
     config = TrainingConfig.from_dict(metadata["config"])
     state = new_state(config, space_for(config))
     with torch.no_grad():

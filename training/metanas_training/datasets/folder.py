@@ -72,6 +72,6 @@ def _read(folder: Path, preprocessing: Preprocessing) -> torch.Tensor:
         try:
             with Image.open(file) as picture:
                 images.append(torch.from_numpy(prepare(picture, preprocessing)))
-        except (UnidentifiedImageError, InvalidImageError, OSError) as error:
+        except (UnidentifiedImageError, InvalidImageError, Image.DecompressionBombError, ValueError, OSError) as error:
             raise DatasetError(f"{file} cannot be read as an image: {error}") from error
     return torch.stack(images)

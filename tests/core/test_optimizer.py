@@ -1,0 +1,106 @@
+"""Adam with beta_1 = 0 and stored moments, by hand and through a change of memory layout."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metanas.head import Head
+from metanas.optimizer import STEP, Parameters, build_optimizer, collect_moments
+
+RATES: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "architecture_learning_rate": 0.01,
+    "architecture_weight_decay": 0.0,
+}
+
+
+class _Weights(nn.Module):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values)
+
+
+def test_a_step_from_stored_moments_by_hand() -> None:
+    parameters = Parameters(_Weights(torch.tensor([1.0])), Head(1, 2), {"alpha": torch.zeros(1, requires_grad=True)})
+    moments = {
+        "network.values": torch.tensor([0.5]),
+        "architecture.alpha": torch.tensor([2.0]),
+        STEP: torch.tensor(9.0),
+    }
+    optimizer = build_optimizer(parameters, moments, **RATES)
+    parameters.network.values.grad = torch.tensor([3.0])
+    parameters.architecture["alpha"].grad = torch.tensor([-1.0])
+    optimizer.step()
+
+    correction = 1 - 0.999**10
+    second = 0.999 * 0.5 + 0.001 * 9.0
+    assert parameters.network.values.item() == pytest.approx(1.0 - 0.1 * 3.0 / (second / correction) ** 0.5, rel=1e-5)
+    second = 0.999 * 2.0 + 0.001 * 1.0
+    assert parameters.architecture["alpha"].item() == pytest.approx(0.01 / (second / correction) ** 0.5, rel=1e-5)
+
+
+def test_from_zero_the_first_step_is_the_learning_rate_whatever_the_gradient() -> None:
+    parameters = Parameters(_Weights(torch.zeros(3)), Head(1, 2))
+    optimizer = build_optimizer(parameters, {}, **RATES)
+    parameters.network.values.grad = torch.tensor([1e-3, -5.0, 100.0])
+    optimizer.step()
+    torch.testing.assert_close(parameters.network.values.detach(), torch.tensor([-0.1, 0.1, -0.1]), rtol=1e-3, atol=0)
+
+
+def test_the_architecture_decays_and_the_weights_do_not() -> None:
+    parameters = Parameters(_Weights(torch.ones(1)), Head(1, 2), {"alpha": torch.ones(1, requires_grad=True)})
+    optimizer = build_optimizer(parameters, {}, **{**RATES, "architecture_weight_decay": 0.5})
+    parameters.network.values.grad = torch.zeros(1)
+    parameters.architecture["alpha"].grad = torch.zeros(1)
+    optimizer.step()
+    assert parameters.network.values.item() == 1.0
+    assert parameters.architecture["alpha"].item() == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 1, 5), (4, 3, 5, 1), (6, 3, 3, 3), (4, 1, 3, 3), (4, 4, 1, 1)])
+def test_a_moment_meets_its_own_weight_whatever_the_memory_layout(shape: tuple[int, ...]) -> None:
+    """Files hold moments row by row; weights lie in channels_last. Adam's fused kernel reads both by address."""
+    torch.manual_seed(0)
+    values, gradient, moment = torch.randn(shape), torch.randn(shape), torch.rand(shape)
+
+    def after(layout: torch.memory_format) -> Tensor:
+        parameters = Parameters(_Weights(values.clone(memory_format=layout)), Head(1, 2))
+        stored = {"network.values": moment.clone(), STEP: torch.tensor(100.0)}
+        optimizer = build_optimizer(parameters, stored, **RATES)
+        parameters.network.values.grad = gradient.clone(memory_format=layout)
+        optimizer.step()
+        return parameters.network.values.detach()
+
+    torch.testing.assert_close(after(torch.channels_last), after(torch.contiguous_format))
+
+
+def test_collected_moments_of_the_head_are_one_row_that_all_classes_start_from() -> None:
+    parameters = Parameters(_Weights(torch.ones(1)), Head(2, 2), {"alpha": torch.zeros(1, requires_grad=True)})
+    optimizer = build_optimizer(parameters, {}, **RATES)
+    parameters.head.weight.grad = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    parameters.head.bias.grad = torch.tensor([1.0, 3.0])
+    optimizer.step()
+    moments = collect_moments(parameters, optimizer)
+    # 0.001 times the mean over classes of the squares: (1 + 9) / 2, (4 + 0) / 2; (1 + 9) / 2.
+    torch.testing.assert_close(moments["head.weight"], torch.tensor([0.005, 0.002]))
+    torch.testing.assert_close(moments["head.bias"], torch.tensor(0.005))
+    assert moments[STEP].item() == 1
+    assert "network.values" not in moments  # no step has reached it
+
+    other = Parameters(_Weights(torch.ones(1)), Head(2, 3))
+    started = build_optimizer(other, moments, **RATES).state[other.head.weight]
+    torch.testing.assert_close(started["exp_avg_sq"], torch.tensor([[0.005, 0.002]] * 3))
+
+
+def test_collecting_and_building_again_change_no_stored_moment() -> None:
+    moments = {"network.values": torch.tensor([0.5]), STEP: torch.tensor(9.0)}
+    parameters = Parameters(_Weights(torch.ones(1)), Head(1, 2))
+    optimizer = build_optimizer(parameters, moments, **RATES)
+    parameters.network.values.grad = torch.ones(1)
+    optimizer.step()
+    collected = collect_moments(parameters, optimizer)
+    optimizer.step()
+    assert moments == {"network.values": torch.tensor([0.5]), STEP: torch.tensor(9.0)}
+    assert collected[STEP].item() == 10

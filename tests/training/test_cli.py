@@ -1,0 +1,154 @@
+"""The command line, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metanas.artifact import load_meta
+from metanas_training.cli import main
+from metanas_training.evaluate import TaskScore, summarise
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAIN = [sys.executable, str(REPOSITORY / "training" / "meta_train.py")]
+TINY = [
+    "--device", "cpu", "--channels", "4", "--image-size", "8", "--grey", "--ways", "2", "--train-shots", "2",
+    "--meta-batch-size", "2", "--pair-classes", "4", "--eval-tasks", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Eight class folders of four pictures."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        folder = tmp_path / "pictures" / f"class{number}"
+        folder.mkdir(parents=True)
+        pattern = rng.integers(0, 2, (8, 8, 1)) * 150
+        for image in range(4):
+            pixels = (pattern + rng.integers(0, 90, (8, 8, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{image}.png")
+    return tmp_path / "pictures"
+
+
+def _arguments(pictures: Path, output: Path, *more: str) -> list[str]:
+    return ["--data", f"folder:{pictures}", "--output", str(output), *TINY, *more]
+
+
+def test_training_writes_a_meta_model_its_json_and_tensorboard_scalars(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    done = subprocess.run(
+        [*TRAIN, *_arguments(pictures, output, "--meta-epochs", "2")], capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "inductive (support statistics)" in done.stdout
+    assert "transductive (the paper's)" in done.stdout
+    assert f"wrote {output / 'meta.pt'} and {output / 'meta.json'}" in done.stdout
+
+    report = json.loads((output / "meta.json").read_text())
+    assert report.keys() == {"provenance", "history"}
+    provenance = report["provenance"]
+    assert provenance.keys() >= {
+        "data", "seed", "configuration", "plan", "training_seconds", "held_out", "code_version", "torch_version",
+    }  # fmt: skip
+    assert provenance["data"] == "folder:pictures/train"
+    assert provenance["plan"] == {"warm_up": 2, "search": 8, "joint": 2}
+    assert provenance["configuration"]["channels"] == 4
+    for protocol in ("inductive", "transductive"):
+        assert 0 <= provenance["held_out"][protocol]["mean"] <= 1
+    assert [row["step"] for row in report["history"]][-1] == 12
+
+    meta = load_meta(output / "meta.pt")
+    assert meta.provenance == provenance
+    assert (meta.space.channels, meta.space.image_size, meta.space.in_channels) == (4, 8, 1)
+    assert meta.moments
+    assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+    assert main(_arguments(pictures, output)) == 2  # a second run does not overwrite the first
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterrupted_run(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = TaskScore(
+        inductive=0.5, transductive=0.5, prototype=0.5, pruning_loss=0.0, parameter_count=1, adapt_seconds=1.0,
+        structure="",
+    )  # fmt: skip
+    monkeypatch.setattr("metanas_training.cli.evaluate", lambda *_, **__: summarise("not measured", 2, 1, [score]))
+    sizes = ("--meta-epochs", "2", "--warm-up-steps", "20", "--search-steps", "2")
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    with subprocess.Popen(
+        [*TRAIN, *_arguments(pictures, stopped, *sizes)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "on validation classes" in line:  # the first of ten
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=100) == 130
+    assert f"--resume {stopped}" in rest
+    assert (stopped / "checkpoint.pt").is_file()
+    assert not (stopped / "meta.pt").exists()
+
+    assert main(["--resume", str(stopped)]) == 0
+    assert main(_arguments(pictures, whole, *sizes)) == 0
+    one, other = load_meta(stopped / "meta.pt"), load_meta(whole / "meta.pt")
+    for part in ("weights", "architecture", "moments"):
+        found, expected = getattr(one, part), getattr(other, part)
+        assert found.keys() == expected.keys()
+        assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert one.head_scale == other.head_scale
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--minutes", "1", "--meta-epochs", "2"], 2, "give --minutes or --meta-epochs, not both"),
+        (["--warm-up-steps", "3"], 2, "--warm-up-steps, --search-steps and --fall-steps need --meta-epochs"),
+        (["--minutes", "-1"], 2, "minutes must be above 0, got -1.0"),
+        (["--ways", "1"], 2, "n_way and pair_classes must be at least 2, got 1 and 64"),
+        (["--seed", "-1"], 2, "seed must be at least 0, got -1"),
+        (["--channels", "0"], 2, "channels must be a whole number of at least 1, got 0"),
+        (["--meta-epochs", "2", "--search-steps", "1", "--fall-steps", "3"], 2, "no more fall than search"),
+        (["--data", "mnist"], 1, "unknown data set 'mnist'; there are glyphs, omniglot and folder:PATH"),
+        (["--data", "folder:/nowhere"], 1, "/nowhere is not a folder"),
+        (["--resume", "/nowhere"], 1, "no checkpoint /nowhere/checkpoint.pt; start without --resume"),
+        (["--output", "/dev/null/run"], 1, "Not a directory"),
+    ],
+)
+def test_wrong_arguments_exit_with_their_code_and_a_message(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments if "--output" in arguments else ["--output", str(tmp_path / "run"), *arguments]
+    assert main(given) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("meta_train: ")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--warm-up", "maml"], "invalid choice: 'maml'"),
+        (["--seed", "one"], "invalid int value: 'one'"),
+        (["--depth", "3"], "unrecognized arguments: --depth 3"),
+    ],
+)
+def test_arguments_that_cannot_be_parsed_exit_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""A run that was stopped ends in the same bits as one that was not; and accuracy rises."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metanas.artifact import pack
+from metanas.errors import ArtifactError, CorruptArtifactError, WrongKindError
+from metanas.space import SearchSpace
+from metanas_training import loop
+from metanas_training.config import Plan, TrainingConfig
+from metanas_training.datasets import ImageClasses
+from metanas_training.errors import CheckpointError
+from metanas_training.loop import StepOutcome, Trainer
+from metanas_training.state import State, load_checkpoint, new_state, save_checkpoint
+
+
+def _space(config: TrainingConfig) -> SearchSpace:
+    return SearchSpace(channels=config.channels, image_size=8, cells=2, reduction_cells=(1,))
+
+
+def _everything(state: State) -> dict[str, Tensor]:
+    tensors = {
+        **dict(state.network.named_parameters()),
+        **state.architecture,
+        **{f"moments/{name}": value for name, value in state.moments.items()},
+        "log_scale": state.log_scale,
+    }
+    for number, values in enumerate(state.optimizer.state.values()):
+        tensors.update({f"optimizer/{number}/{name}": value for name, value in values.items()})
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def _run(
+    config: TrainingConfig,
+    state: State,
+    classes: tuple[ImageClasses, ImageClasses],
+    path: Path,
+    stop_at: int | None = None,
+) -> list[StepOutcome]:
+    outcomes: list[StepOutcome] = []
+    trainer = Trainer(config, state, train=classes[0], validation=classes[1], checkpoint=path)
+    finished = trainer.run(on_step=outcomes.append, should_stop=lambda: bool(outcomes) and outcomes[-1].step == stop_at)
+    assert finished == (stop_at is None)
+    return outcomes
+
+
+@pytest.fixture
+def classes(make_classes: Any) -> tuple[ImageClasses, ImageClasses]:
+    return make_classes(), make_classes(seed=1)
+
+
+@pytest.mark.parametrize("warm_up", ["prototype", "reptile"])
+def test_a_run_resumed_from_any_phase_ends_in_the_bits_of_an_uninterrupted_one(
+    make_config: Any, classes: Any, tmp_path: Path, warm_up: str
+) -> None:
+    search = 4 if warm_up == "prototype" else 0
+    config = make_config(warm_up=warm_up, plan=Plan(warm_up=3, search=search, fall=search // 2, joint=3))
+    whole = new_state(config, _space(config))
+    outcomes = _run(config, whole, classes, tmp_path / "whole.pt")
+    steps = 6 + search
+    assert [outcome.step for outcome in outcomes] == list(range(1, steps + 1))
+    phases = ["warm_up"] * 3 + ["search"] * search + ["joint"] * 3
+    assert [outcome.phase for outcome in outcomes] == phases
+
+    # Inside each phase and at each border.
+    for stop_at in (2, 3, 5, 8) if search else (2, 3, 5):
+        path = tmp_path / f"{stop_at}.pt"
+        first = _run(config, new_state(config, _space(config)), classes, path, stop_at=stop_at)
+        loaded_config, state = load_checkpoint(path, _space)
+        assert loaded_config == config
+        torch.manual_seed(99)
+        second = _run(loaded_config, state, classes, path)
+        assert [one.step for one in first + second] == list(range(1, steps + 1))
+        assert [one.loss for one in first + second] == [one.loss for one in outcomes]
+        assert [one.validation for one in first + second] == [one.validation for one in outcomes]
+        found, expected = _everything(state), _everything(whole)
+        assert found.keys() == expected.keys()
+        assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+        assert [(row["step"], row["accuracy"]) for row in state.history] == [
+            (row["step"], row["accuracy"]) for row in whole.history
+        ]
+
+
+def test_the_architecture_rests_in_the_warm_up_and_learns_in_search_and_joint_phase(
+    make_config: Any, classes: Any, tmp_path: Path
+) -> None:
+    config = make_config()
+    state = new_state(config, _space(config))
+    seen: list[tuple[str, Tensor, Tensor]] = []
+    trainer = Trainer(config, state, train=classes[0], validation=classes[1], checkpoint=tmp_path / "c.pt")
+
+    def keep(outcome: StepOutcome) -> None:
+        alpha = state.architecture["normal.alpha"].detach().clone()
+        seen.append((outcome.phase, alpha, state.network.stem.weight.detach().clone()))
+
+    trainer.run(on_step=keep, should_stop=lambda: False)
+    stems = [stem for _, _, stem in seen]
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(stems))
+    alphas = [alpha for _, alpha, _ in seen]
+    assert all(not alpha.any() for alpha in alphas[:3])  # warm-up
+    assert alphas[3].any()
+    assert not torch.equal(alphas[3], alphas[4])  # the temperature falls
+    assert torch.equal(alphas[4], alphas[5])  # it has fallen: weights only
+    assert torch.equal(alphas[5], alphas[6])
+    assert not torch.equal(alphas[7], alphas[8])  # joint
+
+
+def test_a_run_planned_by_minutes_keeps_its_plan_when_resumed(
+    make_config: Any, classes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(plan=None, minutes=0.02)
+    planned = Plan(warm_up=3, search=2, fall=1, joint=1)
+    monkeypatch.setattr(loop.Trainer, "_plan_for_minutes", lambda _: planned)
+    _run(config, new_state(config, _space(config)), classes, tmp_path / "c.pt", stop_at=2)
+    monkeypatch.setattr(loop.Trainer, "_plan_for_minutes", lambda _: pytest.fail("planned anew"))
+    loaded, state = load_checkpoint(tmp_path / "c.pt", _space)
+    assert state.plan == planned
+    assert [outcome.step for outcome in _run(loaded, state, classes, tmp_path / "c.pt")] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("warm_up", ["prototype", "reptile"])
+def test_more_minutes_make_a_longer_plan_and_every_plan_has_steps(
+    make_config: Any, classes: Any, tmp_path: Path, warm_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(minutes: float) -> Plan:
+        config = make_config(plan=None, minutes=minutes, warm_up=warm_up)
+        trainer = Trainer(
+            config,
+            new_state(config, _space(config)),
+            train=classes[0],
+            validation=classes[1],
+            checkpoint=tmp_path / "c",
+        )
+        monkeypatch.setattr(trainer, "_time_prototype", lambda: 0.5)
+        return trainer._plan_for_minutes()
+
+    assert plan(100).warm_up > plan(10).warm_up > plan(0.001).warm_up == 1
+    assert plan(100).joint > plan(0.001).joint == 1
+    if warm_up == "prototype":
+        # 30 % of 48 x 100 seconds at half a second a step.
+        assert plan(100).warm_up == 2880
+        assert plan(100).search > plan(100).fall > 0
+
+
+def test_a_checkpoint_of_another_kind_or_none_is_refused(make_config: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*/none\.pt; start without --resume"):
+        load_checkpoint(tmp_path / "none.pt", _space)
+    (tmp_path / "meta.pt").write_bytes(pack("metanas-edge/meta-model", {}, {}))
+    with pytest.raises(WrongKindError, match=r"is a meta-model \(meta.pt\); expected metanas-edge/training-checkpoint"):
+        load_checkpoint(tmp_path / "meta.pt", _space)
+    save_checkpoint(tmp_path / "c.pt", new_state(make_config(), _space(make_config())), make_config())
+    (tmp_path / "short.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:5000])
+    with pytest.raises(CorruptArtifactError, match=r"short\.pt \(5000 bytes\) is truncated or damaged"):
+        load_checkpoint(tmp_path / "short.pt", _space)
+    (tmp_path / "bare.pt").write_bytes(pack("metanas-edge/training-checkpoint", {}, {}))
+    with pytest.raises(ArtifactError, match=r"bare\.pt is incomplete or contradicts itself: 'config'"):
+        load_checkpoint(tmp_path / "bare.pt", _space)
+
+
+def test_a_failed_validation_does_not_leave_the_network_normalising_with_one_task(
+    make_config: Any, classes: Any, tmp_path: Path
+) -> None:
+    """Validation freezes statistics for its own use only: with or without it, the weights come out the same."""
+    results = []
+    for validations in (1, 10):
+        config = make_config(validations=validations)
+        state = new_state(config, _space(config))
+        _run(config, state, classes, tmp_path / f"{validations}.pt")
+        assert state.network.training
+        results.append(_everything(state))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_few_dozen_prototype_steps_lift_accuracy_on_unseen_classes_well_above_chance(
+    make_config: Any, make_classes: Any, tmp_path: Path
+) -> None:
+    train, validation = make_classes(count=40, noise=96), make_classes(count=12, seed=1, noise=96)
+    config = make_config(
+        plan=Plan(warm_up=40, search=0, fall=0, joint=0), pair_classes=16, n_way=10, validation_tasks=4, validations=2,
+        prototype_learning_rate=3e-3,
+    )  # fmt: skip
+    state = new_state(config, _space(config))
+    outcomes = _run(config, state, (train, validation), tmp_path / "c.pt")
+    assert outcomes[-1].loss < 0.8 * outcomes[0].loss
+    assert state.history[-1]["accuracy"] > 0.4  # chance is 0.1
