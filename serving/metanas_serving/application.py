@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from metanas.artifact import meta_from_bytes, task_from_bytes
+from metanas.artifact import meta_from_bytes
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
 from metanas_serving.config import ServerConfig
@@ -54,6 +54,7 @@ class Application:
         self._config = config
         name, data = read_meta(config)
         meta = meta_from_bytes(data, name=name)
+        self._preprocessing = meta.preprocessing
         _log.info("meta-model %s: %s", name, meta.provenance or "no provenance")
         self._engine = Engine(device=config.device, max_loaded=config.max_loaded_tasks)
         self._gate = Gate()
@@ -76,7 +77,7 @@ class Application:
             self.adaptations,
             store=self._store,
             engine=self._engine,
-            preprocessing=meta.preprocessing,
+            preprocessing=self._preprocessing,
             max_support_images=config.max_support_images,
             max_classify_images=config.max_classify_images,
         )
@@ -95,7 +96,7 @@ class Application:
         self._server, address = self._listen()
         self._server.start()
         self.adaptations.start()
-        self._engine.warm_up(task_from_bytes(self.adaptations.warm_up(should_stop=should_stop)))
+        self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
         self._gate.open()
         self._say(health_pb2.HealthCheckResponse.SERVING)
         return address

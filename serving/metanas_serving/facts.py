@@ -7,10 +7,12 @@ A file of the store is a complete ``task_model.pt``, so it can be taken out and 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from metanas.errors import CorruptArtifactError
+from metanas.artifact import TASK_KIND, unpack
+from metanas.errors import CorruptArtifactError, InvalidConfigError
 from metanas.model import AdaptationReport, TaskModel
 from metanas.preprocessing import Preprocessing
 from metanas.space import Genotype
@@ -35,24 +37,15 @@ class ServerFacts:
         return dataclasses.replace(task, provenance={**task.provenance, _KEY: values})
 
     @classmethod
-    def read_from(cls, task: TaskModel, *, name: str) -> Self:
-        """The inverse of ``written_into``; ``name`` is what errors call the file.
-
-        Raises:
-            CorruptArtifactError: the task holds no such facts: no server wrote it.
-        """
-        try:
-            values = task.provenance[_KEY]
-            return cls(
-                task_id=str(values["task_id"]),
-                created_unix_seconds=float(values["created_unix_seconds"]),
-                adapt_seconds=float(values["adapt_seconds"]),
-                warnings=tuple(str(warning) for warning in values["warnings"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptArtifactError(
-                f"{name} is a task model without a server's facts ({error}); a store holds only what a server wrote"
-            ) from error
+    def from_provenance(cls, provenance: Mapping[str, Any]) -> Self:
+        """The inverse of ``written_into``; KeyError, TypeError or ValueError if no server wrote it."""
+        values = provenance[_KEY]
+        return cls(
+            task_id=str(values["task_id"]),
+            created_unix_seconds=float(values["created_unix_seconds"]),
+            adapt_seconds=float(values["adapt_seconds"]),
+            warnings=tuple(str(warning) for warning in values["warnings"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +60,30 @@ class TaskFacts:
     support_image_count: int
 
     @classmethod
-    def of(cls, task: TaskModel, *, name: str) -> Self:
-        """Describe a task that a server wrote; ``name`` is what errors call its file.
+    def from_bytes(cls, data: bytes, *, name: str) -> Self:
+        """Describe a task from its file's content; ``name`` is what errors call the file.
+
+        The network is not built: that takes many times as long, and a store may hold thousands.
 
         Raises:
-            CorruptArtifactError: no server wrote it.
+            WrongKindError, CorruptArtifactError, NewerVersionError: the content cannot be used, or
+                no server wrote it.
         """
-        return cls(
-            server=ServerFacts.read_from(task, name=name),
-            class_names=task.class_names,
-            genotype=task.genotype,
-            report=task.report,
-            preprocessing=task.preprocessing,
-            support_image_count=len(task.support.labels),
-        )
+        metadata, tensors = unpack(data, TASK_KIND, name=name)
+        try:
+            return cls(
+                server=ServerFacts.from_provenance(metadata["provenance"]),
+                class_names=tuple(metadata["class_names"]),
+                genotype=Genotype.from_dict(metadata["genotype"]),
+                report=AdaptationReport(**metadata["report"]),
+                preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
+                support_image_count=len(tensors["support/labels"]),
+            )
+        except (KeyError, TypeError, ValueError, InvalidConfigError) as error:
+            raise CorruptArtifactError(
+                f"{name} is not what a server writes ({type(error).__name__}: {error}); "
+                "a store holds only the tasks of a server"
+            ) from error
 
     @property
     def task_id(self) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from metanas_serving.errors import NotServingError
 
 STARTING = "the server is starting; wait until grpc.health.v1 says SERVING, then send the call again"
+CUT_OFF = "the server stopped before the adaptation was finished; send the call to another server, or later"
 DRAINING = "the server is draining before it stops and takes no new calls; send the call to another server, or later"
 
 _POLL_SECONDS = 0.1

@@ -66,6 +66,7 @@ def _prepared_file(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint
                     f"an image has at most {MAX_SIDE_PIXELS} pixels a side, got {height} x {width} "
                     "(height x width); make it smaller"
                 )
+            picture.load()
             return prepare(picture, preprocessing)
     except InvalidImageError:
         raise

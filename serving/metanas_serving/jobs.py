@@ -2,7 +2,7 @@
 
     Adaptations.admission   with adaptations.admission(): one of the places, or QueueFullError
     Adaptations.submit      an order into the queue  ->  Job
-    Job.result              waits for the task's file
+    Job.result              waits for the learnt task
     Adaptations.cancel      takes a job out of the queue, or stops its work within one gradient step
 
 A place is taken before a request is even decoded, so that no more requests than there are places
@@ -20,8 +20,8 @@ from contextlib import contextmanager
 
 from metanas.errors import AdaptationCancelledError, MetaNASError
 from metanas_serving.errors import NotServingError, QueueFullError, StartupError
-from metanas_serving.gate import DRAINING
-from metanas_serving.work import Order, Start
+from metanas_serving.gate import CUT_OFF, DRAINING
+from metanas_serving.work import Done, Order, Start
 from metanas_serving.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ class Job:
     def __init__(self, order: Order) -> None:
         self.order = order
         self._stop = threading.Event()
-        self._answer: Future[bytes] = Future()
+        self._answer: Future[Done] = Future()
 
-    def result(self) -> bytes:
-        """Wait for the content of the task's file.
+    def result(self) -> Done:
+        """Wait for the learnt task.
 
         Raises:
             AdaptationCancelledError: the job was cancelled.
@@ -56,7 +56,7 @@ class Job:
         """Whether it is to be left."""
         return self._stop.is_set()
 
-    def finish(self, answer: bytes | Exception) -> None:
+    def finish(self, answer: Done | Exception) -> None:
         """Give ``result`` what it waits for."""
         if isinstance(answer, Exception):
             self._answer.set_exception(answer)
@@ -75,7 +75,7 @@ class Adaptations:
         self._running: set[Job] = set()
         self._places_taken = 0
         self._closing = False
-        self._warm_ups: list[Future[bytes]] = [Future() for _ in self._workers]
+        self._warm_ups: list[Future[Done]] = [Future() for _ in self._workers]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker, warm_up), name=f"adaptation-{number}", daemon=True)
             for number, (worker, warm_up) in enumerate(zip(self._workers, self._warm_ups, strict=True))
@@ -86,16 +86,28 @@ class Adaptations:
         """Of the worker processes that run now."""
         return [pid for worker in self._workers if (pid := worker.process_id) is not None]
 
+    @property
+    def running_count(self) -> int:
+        """Jobs that a worker works on."""
+        with self._changed:
+            return len(self._running)
+
+    @property
+    def waiting_count(self) -> int:
+        """Jobs in the queue."""
+        with self._changed:
+            return len(self._queue)
+
     def start(self) -> None:
         """Start the worker processes; ``warm_up`` waits for them."""
         for thread in self._threads:
             thread.start()
 
-    def warm_up(self, *, should_stop: Callable[[], bool] = lambda: False) -> bytes:
+    def warm_up(self, *, should_stop: Callable[[], bool] = lambda: False) -> Done:
         """Wait until all workers are ready.
 
         Returns:
-            The file of the task that one of them learnt to warm up.
+            The task that one of them learnt to warm up.
 
         Raises:
             StartupError: one could not start.
@@ -105,8 +117,8 @@ class Adaptations:
             while futures.wait(self._warm_ups, timeout=_POLL_SECONDS).not_done:
                 if should_stop():
                     raise AdaptationCancelledError("stopped while the adaptation process started")
-            files = [warm_up.result() for warm_up in self._warm_ups]
-            return files[0]
+            tasks = [warm_up.result() for warm_up in self._warm_ups]
+            return tasks[0]
         except AdaptationCancelledError:
             raise
         except MetaNASError as error:
@@ -165,15 +177,16 @@ class Adaptations:
             self._queue.clear()
             self._changed.notify_all()
         for job in waiting:
-            job.finish(NotServingError(DRAINING))
+            job.finish(NotServingError(CUT_OFF))
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
-    def _serve(self, worker: Worker, warm_up: "Future[bytes]") -> None:
+    def _serve(self, worker: Worker, warm_up: "Future[Done]") -> None:
         try:
             try:
-                warm_up.set_result(worker.start(lambda: self._closing))
+                if (learnt := worker.start(lambda: self._closing)) is not None:
+                    warm_up.set_result(learnt)
             except Exception as error:
                 warm_up.set_exception(error)
                 return
@@ -195,11 +208,11 @@ class Adaptations:
             self._running.add(job)
             return job
 
-    def _work(self, worker: Worker, job: Job) -> bytes | Exception:
+    def _work(self, worker: Worker, job: Job) -> Done | Exception:
         try:
             return worker.adapt(job.order, should_stop=lambda: job.stopped or self._closing)
         except AdaptationCancelledError as error:
-            return NotServingError(DRAINING) if self._closing and not job.stopped else error
+            return NotServingError(CUT_OFF) if self._closing and not job.stopped else error
         except Exception as error:  # the thread has to live on for the jobs behind this one
             return error
 

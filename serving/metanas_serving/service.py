@@ -27,7 +27,7 @@ from metanas_serving.facts import TaskFacts
 from metanas_serving.gate import Gate
 from metanas_serving.jobs import Adaptations
 from metanas_serving.store import TaskStore
-from metanas_serving.work import Order
+from metanas_serving.work import Done, Order
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         """Learn a task and keep it."""
         with self._answering(context), self._adaptations.admission():
             support = codec.read_support(request, self._preprocessing, max_images=self._max_support_images)
-            data = self._learn(
+            learnt = self._learn(
                 Order(
                     task_id=uuid.uuid4().hex,
                     images=support.images,
@@ -71,10 +71,10 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
                 ),
                 context,
             )
-            task = task_from_bytes(data, name="the learnt task")
-            facts = TaskFacts.of(task, name="the learnt task")
-            answerer = self._engine.build(task)  # before it is kept: a task that is kept can answer
-            self._store.add(facts, data)
+            facts = TaskFacts.from_bytes(learnt.data, name="the learnt task")
+            # Before it is kept, so that a task that is kept can answer.
+            answerer = self._engine.build(learnt.onnx, facts.preprocessing)
+            self._store.add(facts, learnt.data)
             self._engine.keep(facts.task_id, answerer)
             _log.info(
                 "adapt: task %s, %d classes, %d images, %.2f s, support accuracy %.3f, %d of %d parameters",
@@ -131,17 +131,18 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
             for first in range(0, len(data), MAX_CHUNK_BYTES):
                 yield pb.ExportTaskChunk(data=data[first : first + MAX_CHUNK_BYTES])
 
-    def _learn(self, order: Order, context: grpc.ServicerContext) -> bytes:
+    def _learn(self, order: Order, context: grpc.ServicerContext) -> Done:
         job = self._adaptations.submit(order)
         if not context.add_callback(lambda: self._adaptations.cancel(job)):
             self._adaptations.cancel(job)  # the caller has gone already
-        data = job.result()
+        learnt = job.result()
         if not context.is_active():
             raise AdaptationCancelledError("the caller has gone; the task is not kept")
-        return data
+        return learnt
 
     def _load(self, task_id: str) -> Answerer:
-        answerer = self._engine.build(task_from_bytes(self._store.read(task_id), name=f"the file of task {task_id}"))
+        task = task_from_bytes(self._store.read(task_id), name=f"the file of task {task_id}")
+        answerer = self._engine.build(onnx_bytes(task), task.preprocessing)
         self._engine.keep(task_id, answerer)
         if task_id not in self._store:  # deleted meanwhile, perhaps before it was kept
             self._engine.drop(task_id)

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import IO, Self
 
-from metanas.artifact import task_from_bytes, write_atomically
+from metanas.artifact import write_atomically
 from metanas.errors import ArtifactError, NewerVersionError
 from metanas_serving.errors import StartupError, StoreWriteError, TaskLostError, TaskNotFoundError
 from metanas_serving.facts import TaskFacts
@@ -93,7 +93,6 @@ class TaskStore:
         if self._folder is not None:
             try:
                 write_atomically(self._path(facts.task_id), data)
-                _sync(self._folder)
             except (ArtifactError, OSError) as error:
                 raise StoreWriteError(
                     f"the task was learnt but cannot be kept: {error}; make room in the store or allow writing, "
@@ -188,7 +187,7 @@ class TaskStore:
 
     def _load_file(self, path: Path) -> None:
         try:
-            facts = TaskFacts.of(task_from_bytes(path.read_bytes(), name=path.name), name=path.name)
+            facts = TaskFacts.from_bytes(path.read_bytes(), name=path.name)
         except NewerVersionError as error:
             _log.error("not loading %s: %s", path, error)
         except OSError as error:

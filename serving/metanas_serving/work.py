@@ -44,19 +44,20 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The process has loaded the meta-model and learnt a first, made-up task."""
-
-    warm_up: bytes
-    """Content of that task's file."""
-
-
-@dataclass(frozen=True, slots=True)
 class Done:
     """The order is done."""
 
     data: bytes
     """Content of ``task_model.pt``, with the server's facts in its provenance."""
+    onnx: bytes
+    """The same task as ONNX: built where it disturbs no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The process has loaded the meta-model and learnt a first, made-up task."""
+
+    warm_up: Done
 
 
 @dataclass(frozen=True, slots=True)

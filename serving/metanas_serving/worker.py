@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.02
 # A process asked to stop answers after one gradient step, or after the pass over a large
 # support set. One that does not is stuck.
 _STOP_SECONDS = 30.0
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 # Between the end of its pipe and the end of the process.
 _EXIT_SECONDS = 2.0
 
@@ -46,18 +46,18 @@ class Worker:
         process = self._process
         return None if process is None else process.pid
 
-    def start(self, should_stop: Callable[[], bool]) -> bytes:
+    def start(self, should_stop: Callable[[], bool]) -> Done | None:
         """Start the process unless it runs, and wait until it has warmed up.
 
         Returns:
-            The file of the task that it learnt to warm up; empty if it ran already.
+            The task that it learnt to warm up; None if it ran already.
 
         Raises:
             WorkerError: it died or was not ready in time.
             AdaptationCancelledError: ``should_stop`` said so.
         """
         if self._process is not None and self._process.poll() is None:
-            return b""
+            return None
         self.close()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -76,14 +76,11 @@ class Worker:
             raise WorkerError(f"the adaptation process answered {type(answer).__name__} before it was ready")
         return answer.warm_up
 
-    def adapt(self, order: Order, *, should_stop: Callable[[], bool]) -> bytes:
+    def adapt(self, order: Order, *, should_stop: Callable[[], bool]) -> Done:
         """Learn one task.
 
         Args:
             should_stop: asked many times a second; the process stops within a gradient step.
-
-        Returns:
-            The content of the task's file.
 
         Raises:
             AdaptationCancelledError: ``should_stop`` said so.
@@ -98,7 +95,7 @@ class Worker:
             raise self._died("before it learnt the task") from error
         answer = self._answer("while it learnt the task", should_stop=should_stop)
         if isinstance(answer, Done):
-            return answer.data
+            return answer
         if isinstance(answer, Failed):
             raise answer.error
         raise WorkerError(f"the adaptation process answered {type(answer).__name__} to an order")

@@ -128,7 +128,7 @@ class LabelledImages(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     label: _builtins.str
-    """the class name, not empty, once per request"""
+    """the class name, not blank, at most 256 characters, once per request"""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """at least one"""
