@@ -31,7 +31,7 @@ COLOURS = {
 
 def draw(outcomes: list[Outcome], path: Path) -> None:
     """Write the picture as PNG."""
-    figure = plt.figure(figsize=(17, 5.4 * len(outcomes)), constrained_layout=True)
+    figure = plt.figure(figsize=(18, 5.4 * len(outcomes)), constrained_layout=True)
     for row, outcome in zip(figure.subfigures(len(outcomes), 1, squeeze=False)[:, 0], outcomes, strict=True):
         row.suptitle(
             f"{outcome.title}: {100 * outcome.accuracy:.0f} % right of {len(outcome.queries)}, "
@@ -39,7 +39,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             fontsize=14,
             fontweight="bold",
         )
-        support, answers, cells = row.subfigures(1, 3, width_ratios=[1.0, 1.0, 1.6])
+        support, answers, cells = row.subfigures(1, 3, width_ratios=[1.0, 1.15, 1.7])
         _draw_support(support, outcome)
         _draw_answers(answers, outcome)
         _draw_cells(cells, outcome)
@@ -71,7 +71,7 @@ def _draw_answers(panel: Any, outcome: Outcome) -> None:
         _show(axis, image)
         colour = RIGHT if name == answer.class_name else WRONG
         text = f"{answer.class_name}\n{100 * answer.probability:.0f} %"
-        axis.set_title(text if name == answer.class_name else f"{text}\nis {name}", fontsize=7, color=colour, pad=3)
+        axis.set_title(text if name == answer.class_name else f"{text}\n(is {name})", fontsize=6.5, color=colour, pad=3)
         for spine in axis.spines.values():
             spine.set(color=colour, linewidth=2)
 
@@ -93,8 +93,8 @@ def _draw_cell(axis: Any, cell: CellGenotype, title: str) -> None:
     """Inputs at the left, nodes below each other, one line for every surviving operation."""
     nodes = len(cell.nodes)
     places = {0: (0.0, 0.85 * nodes), 1: (0.0, 0.35 * nodes)}
-    places |= {2 + node: (1.1 + 0.75 * node, nodes - 0.5 - node) for node in range(nodes)}
-    output = (1.1 + 0.75 * nodes, nodes / 2)
+    places |= {2 + node: (1.7 + 0.9 * node, nodes - 0.5 - node) for node in range(nodes)}
+    output = (1.7 + 0.9 * nodes, nodes / 2)
     names = {0: "input\nk-2", 1: "input\nk-1", **{2 + node: f"node {2 + node}" for node in range(nodes)}}
     for node, genotype in enumerate(cell.nodes):
         target = 2 + node
@@ -121,7 +121,7 @@ def _draw_cell(axis: Any, cell: CellGenotype, title: str) -> None:
         axis.annotate("", xy=output, xytext=places[target], arrowprops=arrow)
     for number, (x, y) in {**places, -1: output}.items():
         axis.add_patch(
-            FancyBboxPatch((x - 0.16, y - 0.14), 0.32, 0.28, boxstyle="round,pad=0.03", fc="#eef", ec="#557")
+            FancyBboxPatch((x - 0.22, y - 0.14), 0.44, 0.28, boxstyle="round,pad=0.03", fc="#eef", ec="#557")
         )
         axis.text(x, y, names.get(number, "concat"), ha="center", va="center", fontsize=7)
     axis.set_title(title, fontsize=11)
