@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     output: Path = arguments.output
-    with FewShotClient(arguments.server, timeout_seconds=150) as client:
+    with FewShotClient(arguments.server, timeout_seconds=600) as client:
         client.wait_until_ready(timeout_seconds=60)
         outcomes = [
             learn(client, n_way=5, n_shot=5, model=output / "task_5_way.pt"),
