@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -41,6 +42,21 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FewShot"].full_name
 _LEAVE_SECONDS = 5.0
 
 
+class _Health(health.HealthServicer):  # type: ignore[misc]
+    """Health that answers while calls hold all request threads."""
+
+    def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Say how a service is."""
+        return cast(health_pb2.HealthCheckResponse, super().Check(request, context))
+
+    # gRPC looks for this attribute of the method.
+    Check.experimental_thread_pool = ThreadPoolExecutor(  # type: ignore[attr-defined]
+        max_workers=1, thread_name_prefix="health"
+    )
+
+
 class Application:
     """One server."""
 
@@ -55,10 +71,10 @@ class Application:
         name, data = read_meta(config)
         meta = meta_from_bytes(data, name=name)
         self._preprocessing = meta.preprocessing
-        _log.info("meta-model %s: %s", name, meta.provenance or "no provenance")
+        _log.info("meta-model %s, trained on %s", name, meta.provenance.get("data", "data it does not name"))
         self._engine = Engine(device=config.device, max_loaded=config.max_loaded_tasks)
         self._gate = Gate()
-        self._health = health.HealthServicer(
+        self._health = _Health(
             # Watch then holds no request thread for as long as its caller likes.
             experimental_non_blocking=True,
             experimental_thread_pool=ThreadPoolExecutor(max_workers=1),
@@ -114,6 +130,7 @@ class Application:
         left = self._gate.wait_empty(drain_seconds, hurry=hurry)
         if left:
             _log.warning("%d calls still run after %.1f s; cancelling them", left, time.monotonic() - begin)
+        self._gate.cut_off()
         self.adaptations.close()
         self._gate.wait_empty(_LEAVE_SECONDS)
         if self._server is not None:

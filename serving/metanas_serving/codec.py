@@ -11,7 +11,7 @@ count images from 0, as the caller's list does.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,13 @@ class Support:
     """What makes the task doubtful."""
 
 
-def read_support(request: pb.AdaptRequest, preprocessing: Preprocessing, *, max_images: int) -> Support:
+def read_support(
+    request: pb.AdaptRequest, preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
+) -> Support:
     """Check and prepare the support set of a request.
+
+    Args:
+        check: called before each image is decoded; raises if the work is not wanted any more.
 
     Raises:
         InvalidRequestError: it cannot be learned; the message names the class or image.
@@ -64,10 +69,10 @@ def read_support(request: pb.AdaptRequest, preprocessing: Preprocessing, *, max_
         )
     places = [(label, index) for label, group in enumerate(request.support) for index in range(len(group.images))]
     names = [f"image {index} of class {_quoted(request.support[label].label)}" for label, index in places]
-    pixels = [
-        read_image(request.support[label].images[index], preprocessing, where=name)
-        for (label, index), name in zip(places, names, strict=True)
-    ]
+    pixels = []
+    for (label, index), name in zip(places, names, strict=True):
+        check()
+        pixels.append(read_image(request.support[label].images[index], preprocessing, where=name))
     labels = tuple(label for label, _ in places)
     return Support(
         images=np.stack(pixels),
@@ -111,8 +116,13 @@ def _same_pixels(pixels: Sequence[NDArray[np.uint8]], labels: Sequence[int], *, 
             )
 
 
-def read_images(request: pb.ClassifyRequest, preprocessing: Preprocessing, *, max_images: int) -> NDArray[np.uint8]:
+def read_images(
+    request: pb.ClassifyRequest, preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
+) -> NDArray[np.uint8]:
     """Check and prepare the images of a request, uint8 ``(images, channels, height, width)``.
+
+    Args:
+        check: called before each image is decoded; raises if the work is not wanted any more.
 
     Raises:
         InvalidRequestError: none, too many, or one that cannot be used; the message names it.
@@ -124,9 +134,11 @@ def read_images(request: pb.ClassifyRequest, preprocessing: Preprocessing, *, ma
             f"{len(request.images)} images, this server takes at most {max_images} a call (--max-classify-images); "
             "send them in several calls"
         )
-    return np.stack(
-        [read_image(image, preprocessing, where=f"image {index}") for index, image in enumerate(request.images)]
-    )
+    pixels = []
+    for index, image in enumerate(request.images):
+        check()
+        pixels.append(read_image(image, preprocessing, where=f"image {index}"))
+    return np.stack(pixels)
 
 
 def check_task_id(task_id: str) -> str:

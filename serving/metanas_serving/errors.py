@@ -7,6 +7,7 @@
         ├── TaskNotFoundError       NOT_FOUND            no task of that id
         ├── QueueFullError          RESOURCE_EXHAUSTED   more adaptations waiting than taken
         ├── NotServingError         UNAVAILABLE          starting, or draining before the stop
+        ├── CallerGoneError         CANCELLED            the caller cancelled, or its deadline passed
         ├── TaskLostError           DATA_LOSS            a stored task that cannot be read any more
         ├── StoreWriteError         INTERNAL             a task that cannot be kept: disk full, no rights
         └── WorkerError             INTERNAL             the adaptation process died or failed
@@ -39,6 +40,10 @@ class QueueFullError(ServingError):
 
 class NotServingError(ServingError):
     """The server is not ready yet, or not any more."""
+
+
+class CallerGoneError(ServingError):
+    """No one waits for the answer any more."""
 
 
 class TaskLostError(ServingError):

@@ -3,6 +3,7 @@
     Gate.passing     with gate.passing(): answer one call
     Gate.open        from now on calls pass
     Gate.close       from now on none does; those inside go on
+    Gate.cut_off     those inside are to leave; they ask ``check_inside`` on their way
     Gate.wait_empty  until the last one is out
 
 It counts the calls inside, and does not know what they do.
@@ -29,6 +30,7 @@ class Gate:
         self._changed = threading.Condition()
         self._closed_because: str | None = STARTING
         self._inside = 0
+        self._cut_off = False
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -57,6 +59,22 @@ class Gate:
         """Let no further call pass."""
         with self._changed:
             self._closed_because = DRAINING
+
+    def cut_off(self) -> None:
+        """Make the calls inside leave as soon as they ask."""
+        with self._changed:
+            self._closed_because = DRAINING
+            self._cut_off = True
+
+    def check_inside(self) -> None:
+        """Return if a call that is inside may go on.
+
+        Raises:
+            NotServingError: it was cut off.
+        """
+        with self._changed:
+            if self._cut_off:
+                raise NotServingError(DRAINING)
 
     def wait_empty(self, timeout_seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> int:
         """Wait until no call is inside, ``timeout_seconds`` are over, or ``hurry`` says so.

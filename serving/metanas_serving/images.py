@@ -10,6 +10,8 @@ remedy, do not come into play.
 
 import io
 import math
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +25,9 @@ from metanas.errors import InvalidImageError
 from metanas.preprocessing import MAX_SIDE_PIXELS, Preprocessing, picture_from_array, prepare
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.errors import InvalidRequestError
+
+# A picture of 4096 x 4096 takes some 200 MB while it is decoded: as many at once as there are cores.
+_DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
@@ -46,13 +51,14 @@ def read_image(image: pb.Image, preprocessing: Preprocessing, *, where: str) -> 
         InvalidRequestError: it is no image, cannot be decoded, or is too large.
     """
     try:
-        match image.WhichOneof("content"):
-            case "encoded":
-                return _prepared_file(image.encoded, preprocessing)
-            case "tensor":
-                return prepare(picture_from_array(_array(image.tensor)), preprocessing)
-            case _:
-                raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")
+        with _DECODING:
+            match image.WhichOneof("content"):
+                case "encoded":
+                    return _prepared_file(image.encoded, preprocessing)
+                case "tensor":
+                    return prepare(picture_from_array(_array(image.tensor)), preprocessing)
+                case _:
+                    raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")
     except InvalidImageError as error:
         raise InvalidRequestError(f"{where}: {error}") from error
 

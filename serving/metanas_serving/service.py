@@ -9,7 +9,7 @@ Every call goes in through the gate, and every error out through ``status``.
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -22,7 +22,7 @@ from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
 from metanas_serving import codec, status
 from metanas_serving.engine import Answerer, Engine
-from metanas_serving.errors import InvalidRequestError
+from metanas_serving.errors import CallerGoneError, InvalidRequestError
 from metanas_serving.facts import TaskFacts
 from metanas_serving.gate import Gate
 from metanas_serving.jobs import Adaptations
@@ -59,7 +59,9 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     def Adapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptResponse:  # noqa: N802
         """Learn a task and keep it."""
         with self._answering(context), self._adaptations.admission():
-            support = codec.read_support(request, self._preprocessing, max_images=self._max_support_images)
+            support = codec.read_support(
+                request, self._preprocessing, max_images=self._max_support_images, check=self._wanted(context)
+            )
             learnt = self._learn(
                 Order(
                     task_id=uuid.uuid4().hex,
@@ -94,7 +96,9 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         """Answer with a task."""
         with self._answering(context):
             facts = self._store.get(codec.check_task_id(request.task_id))
-            images = codec.read_images(request, facts.preprocessing, max_images=self._max_classify_images)
+            images = codec.read_images(
+                request, facts.preprocessing, max_images=self._max_classify_images, check=self._wanted(context)
+            )
             answerer = self._engine.get(facts.task_id) or self._load(facts.task_id)
             probabilities = answerer.probabilities(images)
             return pb.ClassifyResponse(classifications=codec.classifications(probabilities, facts.class_names))
@@ -130,6 +134,16 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
             data = self._file(codec.check_task_id(request.task_id), request.format)
             for first in range(0, len(data), MAX_CHUNK_BYTES):
                 yield pb.ExportTaskChunk(data=data[first : first + MAX_CHUNK_BYTES])
+
+    def _wanted(self, context: grpc.ServicerContext) -> Callable[[], None]:
+        """What raises once the caller has gone or the server cuts its calls off."""
+
+        def check() -> None:
+            self._gate.check_inside()
+            if not context.is_active():
+                raise CallerGoneError("the caller has gone; its images are left undecoded")
+
+        return check
 
     def _learn(self, order: Order, context: grpc.ServicerContext) -> Done:
         job = self._adaptations.submit(order)

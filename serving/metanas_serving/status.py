@@ -23,6 +23,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.TaskNotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.NotServingError, grpc.StatusCode.UNAVAILABLE),
+    (errors.CallerGoneError, grpc.StatusCode.CANCELLED),
     (errors.TaskLostError, grpc.StatusCode.DATA_LOSS),
     (errors.ServingError, grpc.StatusCode.INTERNAL),
     (core.InvalidTaskError, grpc.StatusCode.INVALID_ARGUMENT),

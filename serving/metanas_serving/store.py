@@ -69,11 +69,17 @@ class TaskStore:
             raise StartupError(
                 f"another server (process {owner}) uses the store {folder}; stop it or choose another --store"
             ) from error
-        lock_file.truncate(0)
-        lock_file.write(f"{os.getpid()}\n")
-        lock_file.flush()
         store = cls(folder, lock_file)
-        store._load(folder)
+        try:
+            lock_file.truncate(0)
+            lock_file.write(f"{os.getpid()}\n")
+            lock_file.flush()
+            store._load(folder)
+        except OSError as error:
+            raise StartupError(
+                f"cannot use {folder} as a store: {error.strerror or error}; make room in it or allow writing, "
+                "or choose another --store"
+            ) from error
         return store
 
     def close(self) -> None:
