@@ -56,6 +56,20 @@ class Preprocessing:
         if not all(value > 0 for value in self.deviation):
             raise InvalidConfigError(f"deviation must be above 0, got {self.deviation}")
 
+    def steps(self) -> list[str]:
+        """What ``prepare`` and ``scale`` do, in order and in words: for whoever has only an exported file."""
+        grey = self.channels == 1
+        return [
+            "turn upright by EXIF orientation; put transparent pixels onto white",
+            "convert to 8-bit grey by ITU-R 601-2 luma" if grey else "convert to 8-bit RGB",
+            *(["replace each value by 255 - value"] if self.invert else []),
+            f"stretch to height {self.height}, width {self.width}: bilinear, antialiased, rounded to 8 bits "
+            "(Pillow's Image.resize with Resampling.BILINEAR)",
+            "divide by 255 as float32",
+            f"subtract {list(self.mean)}, divide by {list(self.deviation)}, channel by channel",
+            f"arrange as (batch, {self.channels}, {self.height}, {self.width})",
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
         return to_plain(self)

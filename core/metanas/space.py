@@ -65,6 +65,8 @@ class SearchSpace:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.channels < 2:
+            raise InvalidConfigError(f"channels must be at least 2, as reductions halve them, got {self.channels}")
         if self.inputs_per_node > CELL_INPUTS:
             # The first node has two inputs only, so it has no combination of three.
             raise InvalidConfigError(

@@ -204,4 +204,5 @@ def sidecar(plan: Plan, task: TaskModel, *, precision: Precision) -> dict[str, A
         "output": {"name": OUTPUT_NAME, "type": "float32", "shape": ["batch", len(task.class_names)]},
         "class_names": list(task.class_names),
         "preprocessing": preprocessing.to_dict(),
+        "preprocessing_steps": preprocessing.steps(),
     }

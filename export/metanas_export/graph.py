@@ -220,6 +220,8 @@ def _model(graph: GraphBuilder, task: TaskModel, *, precision: Precision) -> onn
         {
             "metanas.class_names": json.dumps(list(task.class_names)),
             "metanas.preprocessing": json.dumps(preprocessing.to_dict()),
+            "metanas.preprocessing_steps": json.dumps(preprocessing.steps()),
+            "metanas.output": "logits of metanas.class_names, in that order; softmax gives probabilities",
             "metanas.genotype": json.dumps(task.genotype.to_dict()),
             "metanas.provenance": json.dumps(dict(task.provenance)),
             "metanas.version": metanas.__version__,

@@ -53,7 +53,8 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """End the call with the status of ``error``."""
     code, text = status_of(error)
     if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
-        _log.error("%s: %s", code.name, text, exc_info=error)
+        # What is ours says itself what happened; of the rest the traceback is needed.
+        _log.error("%s: %s", code.name, text, exc_info=None if isinstance(error, errors.ServingError) else error)
     context.abort(code, text)
 
 

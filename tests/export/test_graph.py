@@ -14,9 +14,10 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from PIL import Image
 
 from metanas.model import TaskModel
-from metanas.preprocessing import Preprocessing, scale
+from metanas.preprocessing import Preprocessing, prepare, scale
 from metanas.space import DEFAULT_OPERATIONS, Genotype
 from metanas_export import build_onnx, onnx_bytes
 from metanas_export.errors import Float16RangeError, UnsupportedOperationError
@@ -283,3 +284,19 @@ def test_importing_the_package_loads_no_runtime_and_no_other_application() -> No
     code = f"import sys, metanas_export; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_file_alone_says_how_to_prepare_a_picture(build_task) -> None:
+    """Following the words of ``metanas.preprocessing_steps`` with Pillow and numpy gives the served pixels."""
+    task = build_task(image_size=12)
+    metadata = {entry.key: entry.value for entry in build_onnx(task).metadata_props}
+    steps = json.loads(metadata["metanas.preprocessing_steps"])
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 31), dtype=np.uint8))
+    assert "255 - value" in steps[2]
+    assert "bilinear" in steps[3]
+    assert "divide by 255" in steps[4]
+    assert steps[5] == "subtract [0.4], divide by [0.3], channel by channel"
+    by_hand = Image.fromarray(255 - np.asarray(picture)).resize((12, 12), Image.Resampling.BILINEAR)
+    by_words = (np.asarray(by_hand, dtype=np.float32) / 255 - 0.4) / 0.3
+    served = scale(torch.from_numpy(prepare(picture, task.preprocessing))[None], task.preprocessing)[0, 0]
+    np.testing.assert_allclose(by_words, served.numpy(), rtol=1e-6, atol=1e-6)

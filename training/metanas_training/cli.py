@@ -8,7 +8,8 @@ A run folder holds
     tensorboard/      scalars: loss, accuracy, validation accuracy
 
 Exit codes: 0 done; 1 the data or the checkpoint cannot be used; 2 wrong arguments;
-130 stopped by Ctrl-C or SIGTERM, checkpoint written.
+130 stopped by Ctrl-C or SIGTERM after the step it was in, checkpoint written; a second signal
+stops at once, at the last checkpoint.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import metanas
 from metanas.allocator import keep_freed_memory
 from metanas.artifact import save_meta, write_atomically
 from metanas.errors import InvalidConfigError, MetaNASError
-from metanas.model import MetaModel, Schedule
+from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
 from metanas.space import SearchSpace
 from metanas_training.config import Plan, TrainingConfig
@@ -129,8 +130,21 @@ def _config(arguments: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig(**values, plan=plan, device=device)
 
 
+def _check_resume(arguments: argparse.Namespace) -> None:
+    """Raise InvalidConfigError if ``--resume`` comes with settings, which could not be obeyed."""
+    parser = _parser()
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(arguments).items()
+        if name not in ("resume", "data_root") and value != parser.get_default(name)
+    ]
+    if given:
+        raise InvalidConfigError(f"--resume takes all settings from the run; leave out {', '.join(given)}")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
+        _check_resume(arguments)
         output = arguments.resume
         config, state = load_checkpoint(output / "checkpoint.pt", _space)
         logger.info("resuming %s", output)
@@ -194,11 +208,7 @@ def _meta_model(
     return to_meta_model(
         state,
         preprocessing=preprocessing,
-        schedule=Schedule(
-            architecture_learning_rate=config.inner_architecture_learning_rate,
-            learning_rate=config.inner_learning_rate,
-            temperature_end=config.temperature_end,
-        ),
+        schedule=config.schedule(),
         provenance={
             "data": data,
             "seed": config.seed,

@@ -13,10 +13,12 @@ Phases, in order:
 Defaults of the joint phase: Table 4, for Omniglot.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from metanas.errors import InvalidConfigError
+from metanas.model import Schedule
 
 WarmUp = Literal["prototype", "reptile"]
 
@@ -86,8 +88,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("minutes", "checkpoint_minutes", "meta_learning_rate", "prototype_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise InvalidConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidConfigError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         for name in ("meta_batch_size", "train_shots", "inner_steps", "eval_tasks", "eval_shots", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -101,6 +103,15 @@ class TrainingConfig:
             raise InvalidConfigError(f"warm_up must be prototype or reptile, got {self.warm_up!r}")
         if self.plan is not None and (min(asdict(self.plan).values()) < 0 or self.plan.fall > self.plan.search):
             raise InvalidConfigError(f"the plan must have no negative steps and no more fall than search: {self.plan}")
+
+    def schedule(self) -> Schedule:
+        """How the tasks of the joint phase, and later the tasks of users, are learned."""
+        return Schedule(
+            batch_size=self.inner_batch_size,
+            learning_rate=self.inner_learning_rate,
+            architecture_learning_rate=self.inner_architecture_learning_rate,
+            temperature_end=self.temperature_end,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""

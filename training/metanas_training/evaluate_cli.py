@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("ways", "shots", "queries", "tasks", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        parser.error(f"--seed must be at least 0, got {arguments.seed}")
     try:
         meta = load_meta(arguments.meta)
         classes = load_classes(

@@ -79,12 +79,7 @@ class Trainer:
         self.train, self.validation = train, validation
         self.checkpoint = checkpoint
         self.preprocessing: Preprocessing = train.preprocessing
-        self.schedule = Schedule(
-            architecture_learning_rate=config.inner_architecture_learning_rate,
-            batch_size=config.inner_batch_size,
-            learning_rate=config.inner_learning_rate,
-            temperature_end=config.temperature_end,
-        )
+        self.schedule = config.schedule()
 
     def run(self, *, on_step: Callable[[StepOutcome], None], should_stop: Callable[[], bool]) -> bool:
         """Go on until the plan is done.

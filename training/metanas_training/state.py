@@ -139,6 +139,8 @@ def _from_parts(
     metadata: dict[str, Any], tensors: dict[str, Tensor], space_for: Callable[[TrainingConfig], SearchSpace]
 ) -> tuple[TrainingConfig, State]:
     config = TrainingConfig.from_dict(metadata["config"])
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("the run was on a CUDA device, and torch sees none here; resume it where there is one")
     state = new_state(config, space_for(config))
     with torch.no_grad():
         for name, parameter in state.network.named_parameters():

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with FewShotClient(options.server, timeout_seconds=options.timeout_seconds) as client:
             result, text = options.run(client, options)
+        print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else text, flush=True)
     except MetaNASClientError as error:
         print(f"metanas-client: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidRequestError | UnsupportedImageError | TaskNotFoundError) else 1
@@ -75,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("metanas-client: stopped", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else text)
     return 0
 
 

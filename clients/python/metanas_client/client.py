@@ -28,7 +28,8 @@ from metanas_client.messages import task_info
 from metanas_client.task import Task
 from metanas_proto.v1 import few_shot_pb2 as pb
 
-DEFAULT_TIMEOUT_SECONDS = 120.0
+# An Adapt that takes 20 s alone takes minutes on a machine that is busy with other things.
+DEFAULT_TIMEOUT_SECONDS = 300.0
 # 20 classes of 5 colour images at 84 px are 8.5 MB as float32, over gRPC's own limit of 4 MB.
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -173,6 +174,10 @@ def _adapt_request(support: Mapping[str, Iterable[ImageLike]], *, seed: int) -> 
     for name in support:
         if not isinstance(name, str):
             raise InvalidRequestError(f"a class name is {name!r}, a {type(name).__name__}; pass str({name!r})")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"class name {name!a} is not valid Unicode; rename the class") from error
     return pb.AdaptRequest(
         support=[
             pb.LabelledImages(label=name, images=encode_images(images, where=f"class {name!r}"))
