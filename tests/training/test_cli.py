@@ -115,13 +115,16 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterr
     [
         (["--minutes", "1", "--meta-epochs", "2"], 2, "give --minutes or --meta-epochs, not both"),
         (["--warm-up-steps", "3"], 2, "--warm-up-steps, --search-steps and --fall-steps need --meta-epochs"),
-        (["--minutes", "-1"], 2, "minutes must be above 0, got -1.0"),
+        (["--minutes", "inf"], 2, "minutes must be above 0 and finite, got inf"),
+        (["--minutes", "-1"], 2, "minutes must be above 0 and finite, got -1.0"),
         (["--ways", "1"], 2, "n_way and pair_classes must be at least 2, got 1 and 64"),
         (["--seed", "-1"], 2, "seed must be at least 0, got -1"),
         (["--channels", "0"], 2, "channels must be a whole number of at least 1, got 0"),
+        (["--channels", "1"], 2, "channels must be at least 2, as reductions halve them, got 1"),
         (["--meta-epochs", "2", "--search-steps", "1", "--fall-steps", "3"], 2, "no more fall than search"),
         (["--data", "mnist"], 1, "unknown data set 'mnist'; there are glyphs, omniglot and folder:PATH"),
         (["--data", "folder:/nowhere"], 1, "/nowhere is not a folder"),
+        (["--resume", "/nowhere", "--seed", "3"], 2, "--resume takes all settings from the run; leave out --seed"),
         (["--resume", "/nowhere"], 1, "no checkpoint /nowhere/checkpoint.pt; start without --resume"),
         (["--output", "/dev/null/run"], 1, "Not a directory"),
     ],
@@ -129,7 +132,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterr
 def test_wrong_arguments_exit_with_their_code_and_a_message(
     arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = arguments if "--output" in arguments else ["--output", str(tmp_path / "run"), *arguments]
+    given = arguments if {"--output", "--resume"} & set(arguments) else ["--output", str(tmp_path / "run"), *arguments]
     assert main(given) == code
     error = capsys.readouterr().err
     assert message in error
