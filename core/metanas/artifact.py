@@ -245,7 +245,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -253,8 +253,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is on disk only when its folder is.
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder onto the disk: a rename or removal is there only when its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import IO, Self
 
-from metanas.artifact import write_atomically
+from metanas.artifact import sync_folder, write_atomically
 from metanas.errors import ArtifactError, NewerVersionError
 from metanas_serving.errors import StartupError, StoreWriteError, TaskLostError, TaskNotFoundError
 from metanas_serving.facts import TaskFacts
@@ -169,7 +169,7 @@ class TaskStore:
         if self._folder is not None:
             try:
                 self._path(task_id).unlink(missing_ok=True)
-                _sync(self._folder)
+                sync_folder(self._folder)
             except OSError as error:
                 raise StoreWriteError(f"cannot delete the file of task {task_id}: {error.strerror or error}") from error
         with self._lock:
@@ -207,12 +207,3 @@ class TaskStore:
                 self._facts[facts.task_id] = facts
             else:
                 _log.error("not loading %s: it is a copy of task %s; remove it", path, facts.task_id)
-
-
-def _sync(folder: Path) -> None:
-    # A rename is on disk only when its folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
