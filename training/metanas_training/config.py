@@ -82,7 +82,7 @@ class TrainingConfig:
     validations: int = 10
     """How often accuracy on validation classes is measured, over the whole run."""
     validation_tasks: int = 10
-    eval_tasks: int = 10
+    eval_tasks: int = 5
     eval_shots: int = 1
     eval_queries: int = 15
 
