@@ -1,6 +1,5 @@
 """Meta-models and support sets small enough to adapt in a fraction of a second."""
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -18,11 +17,6 @@ SIZE = 12
 
 MakeMeta = Callable[..., MetaModel]
 MakeSupport = Callable[..., SupportSet]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Classes of made-up pictures, small enough to meta-train on in seconds."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,6 @@ from metanas_training.datasets import ImageClasses
 SIZE = 8
 
 MakeClasses = Callable[..., ImageClasses]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture

@@ -223,7 +223,13 @@ class Trainer:
         )
         result = estimate(
             [
-                prototype_accuracy(state.network, weights, episode, preprocessing=self.preprocessing, skip_below=1e-3)
+                prototype_accuracy(
+                    state.network,
+                    weights,
+                    episode,
+                    preprocessing=self.preprocessing,
+                    skip_below=config.search_skip_below,
+                )
                 for episode in episodes
             ]
         )
@@ -237,21 +243,15 @@ class Trainer:
         """
         config = self.config
         seconds = 48.0 * config.minutes
-        if config.warm_up == "reptile":
-            step = self._time_reptile()
-            half = max(1, round(seconds / 2 / step))
-            return Plan(warm_up=half, search=0, fall=0, joint=half)
         dense = self._time_prototype()
-        # What is left of the network after the search costs about a quarter of it, and a
-        # meta-step as much as its images.
-        sparse = dense / 4
-        joint = (
-            sparse
-            * config.meta_batch_size
-            * (config.inner_steps + 1)
-            * config.inner_batch_size
-            / (2 * config.pair_classes)
-        )
+        # A meta-step costs as much as the images that go through it; each task's head is one batch more.
+        images = config.meta_batch_size * (config.inner_steps + 1) * config.inner_batch_size
+        batches_a_meta_step = images / (2 * config.pair_classes)
+        if config.warm_up == "reptile":
+            half = max(1, round(seconds / 2 / (dense * batches_a_meta_step)))
+            return Plan(warm_up=half, search=0, fall=0, joint=half)
+        sparse = dense / 4  # about what is left of the network after the search
+        joint = sparse * batches_a_meta_step
         fall = max(1, round(0.3 * seconds / (0.6 * dense)))
         plan = Plan(
             warm_up=max(1, round(0.3 * seconds / dense)),
@@ -277,9 +277,3 @@ class Trainer:
             times.append(time.perf_counter() - started)
         self.state.network.zero_grad(set_to_none=True)
         return min(times)
-
-    def _time_reptile(self) -> float:
-        """Seconds of a meta-step, by the images that go through it."""
-        config = self.config
-        images = config.meta_batch_size * (config.inner_steps + 1) * config.inner_batch_size
-        return self._time_prototype() * images / (2 * config.pair_classes)

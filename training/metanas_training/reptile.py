@@ -124,7 +124,8 @@ def meta_step(
         Mean loss and accuracy over the tasks, and the moments after the last.
 
     Raises:
-        NothingMovedError: no parameter changed.
+        NothingMovedError: no task moved a weight; or no task moved an architecture parameter that was to
+            learn (weight decay alone counts as a move).
     """
     live: dict[str, Tensor] = {**dict(network.named_parameters()), **architecture}
     rates = {name: meta_architecture_learning_rate if name in architecture else meta_learning_rate for name in live}
