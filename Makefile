@@ -23,6 +23,8 @@ $(READY): pyproject.toml
 		|| { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@# Without its dependencies: its pins ask for a torch of 2021.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchmeta==1.8.0
 	@touch $(READY)
 
 demo: $(READY)

@@ -16,18 +16,23 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metanas.artifact import load_meta
-from metanas.model import MetaModel, Schedule
+from metanas.backbone import Backbone
+from metanas.model import MetaModel
+from metanas.relaxation import Architecture
 from metanas_client import FewShotClient, Task
 from metanas_training.datasets import ImageClasses, data_root, load_classes
 from metanas_training.episodes import Episode, generator_for, sample_episode
-from metanas_training.reptile import meta_step
+from metanas_training.meta_learner import MetaTask
+from metanas_training.reptile import Reptile
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "serving" / "metanas_serving" / "models" / "omniglot.pt"
@@ -135,28 +140,38 @@ def latencies(task: Task, image: Any, *, calls: int) -> list[float]:
     return milliseconds
 
 
+@dataclass
+class MetaParameters:
+    """A ``Subject`` from a meta-model."""
+
+    network: Backbone
+    architecture: Architecture
+    log_scale: Tensor
+    moments: dict[str, Tensor]
+    step_rates: dict[str, Tensor] = field(default_factory=dict)
+
+
 def meta_training(meta: MetaModel, classes: ImageClasses) -> dict[str, float]:
     """Tasks a second of the joint phase: 20-way, 10 shots, 5 steps of 20 images, one thread."""
-    network = meta.build_network()
-    architecture = {name: value.clone().requires_grad_() for name, value in meta.architecture.items()}
-    episodes = [
-        sample_episode(classes, n_way=20, n_shot=10, n_query=0, generator=generator_for(0, 6, number))
+    subject = MetaParameters(
+        network=meta.build_network(),
+        architecture={name: value.clone().requires_grad_() for name, value in meta.architecture.items()},
+        log_scale=torch.tensor(meta.head_scale).log(),
+        moments=dict(meta.moments),
+    )
+    tasks = [
+        MetaTask(
+            sample_episode(classes, n_way=20, n_shot=10, n_query=0, generator=generator_for(0, 6, number)),
+            generator_for(0, 5, number),
+        )
         for number in range(META_BATCH)
     ]
-    started = time.perf_counter()
-    meta_step(
-        network,
-        architecture,
-        episodes,
-        schedule=Schedule.from_dict({**meta.schedule.to_dict(), "architecture_steps": 5, "weight_steps": 0}),
-        head_scale=meta.head_scale,
-        preprocessing=meta.preprocessing,
-        moments=meta.moments,
-        generators=[generator_for(0, 5, number) for number in range(META_BATCH)],
-        learn_architecture=True,
-        meta_learning_rate=1.0,
-        meta_architecture_learning_rate=0.6,
+    learner = Reptile(
+        schedule=replace(meta.schedule, architecture_steps=5, weight_steps=0), preprocessing=meta.preprocessing
     )
+    started = time.perf_counter()
+    contribution = learner.learn(subject, tasks, learn_architecture=True)
+    learner.move(subject, contribution.mean(), decay=1.0, learn_architecture=True)
     return {"meta_training_tasks_per_second": META_BATCH / (time.perf_counter() - started)}
 
 

@@ -31,9 +31,10 @@ from metanas.errors import (
     NewerVersionError,
     WrongKindError,
 )
-from metanas.model import AdaptationReport, MetaModel, Schedule, TaskModel
+from metanas.model import AdaptationReport, MetaModel, TaskModel
 from metanas.preprocessing import Preprocessing
-from metanas.space import Genotype, SearchSpace
+from metanas.schedule import Schedule
+from metanas.space import Genotype, space_from_dict, space_to_dict
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
 
@@ -77,7 +78,8 @@ def load_task(path: str | os.PathLike[str]) -> TaskModel:
 def meta_to_bytes(meta: MetaModel) -> bytes:
     """The content of ``meta.pt``."""
     metadata = {
-        "space": meta.space.to_dict(),
+        "space": space_to_dict(meta.space),
+        "genotype": None if meta.genotype is None else meta.genotype.to_dict(),
         "head_scale": meta.head_scale,
         "preprocessing": meta.preprocessing.to_dict(),
         "schedule": meta.schedule.to_dict(),
@@ -87,6 +89,7 @@ def meta_to_bytes(meta: MetaModel) -> bytes:
         **{f"weights/{name}": value for name, value in meta.weights.items()},
         **{f"architecture/{name}": value for name, value in meta.architecture.items()},
         **{f"moments/{name}": value for name, value in meta.moments.items()},
+        **{f"step_rates/{name}": value for name, value in meta.step_rates.items()},
     }
     return pack(META_KIND, metadata, tensors)
 
@@ -96,13 +99,15 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
     metadata, tensors = unpack(data, META_KIND, name=name)
     try:
         return MetaModel(
-            space=SearchSpace.from_dict(metadata["space"]),
+            space=space_from_dict(metadata["space"]),
+            genotype=Genotype.from_dict(metadata["genotype"]) if metadata.get("genotype") else None,
             weights=_under(tensors, "weights/"),
             architecture=_under(tensors, "architecture/"),
             head_scale=metadata["head_scale"],
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             schedule=Schedule.from_dict(metadata["schedule"]),
             moments=_under(tensors, "moments/"),
+            step_rates=_under(tensors, "step_rates/"),
             provenance=metadata["provenance"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -112,7 +117,7 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
 def task_to_bytes(task: TaskModel) -> bytes:
     """The content of ``task_model.pt``."""
     metadata = {
-        "space": task.space.to_dict(),
+        "space": space_to_dict(task.space),
         "genotype": task.genotype.to_dict(),
         "class_names": list(task.class_names),
         "preprocessing": task.preprocessing.to_dict(),
@@ -133,7 +138,7 @@ def task_from_bytes(data: bytes, *, name: str = "the file") -> TaskModel:
     try:
         class_names = tuple(metadata["class_names"])
         network = TaskNetwork(
-            SearchSpace.from_dict(metadata["space"]), Genotype.from_dict(metadata["genotype"]), len(class_names)
+            space_from_dict(metadata["space"]), Genotype.from_dict(metadata["genotype"]), len(class_names)
         )
         network.load_state_dict(_under(tensors, "network/"))
         network.eval().requires_grad_(False)
@@ -221,7 +226,9 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        # A clone: of a single value contiguous() keeps the strides, which a damaged file may have made odd.
+        flat = tensor.clone(memory_format=torch.contiguous_format).flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -2,12 +2,13 @@
 
     adapt            meta-model, support set  ->  task model
     gradient_step    one forward and one backward pass that move weights and architecture together
+    start_head       the prototypes that a task's head starts from
     Batches          support images in the order that a seed gives
 
 Adaptation has three parts. 1. Weights and architecture learn together while the temperature
 falls (equations 3, 5, 7). 2. What weighs less than the threshold is removed: a new, small
 network holds the survivors. 3. Its weights learn on. Last, batch norm is frozen at the
-statistics of the support set.
+statistics of the support set. Where the architecture is fixed, all steps are of the third kind.
 
 A pure function: it never changes the meta-model, and the same meta-model, support set,
 schedule, seed and number of threads give the same bits.
@@ -20,19 +21,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import Optimizer
 
+from metanas.backbone import Backbone
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import Head, balanced_cross_entropy, prototype_head
-from metanas.model import AdaptationReport, MetaModel, Schedule, TaskModel, total_parameters
+from metanas.model import AdaptationReport, MetaModel, TaskModel, total_parameters
 from metanas.network import Network, count_parameters
-from metanas.optimizer import Parameters, build_optimizer, collect_moments
+from metanas.optimizer import Parameters, build_optimizer, collect_moments, set_rates
 from metanas.preprocessing import scale
 from metanas.pruning import prune
-from metanas.relaxation import Architecture, Mixture, Strategy, anneal, relax
-from metanas.space import Genotype
+from metanas.relaxation import Architecture, Mixture, anneal, relax
+from metanas.schedule import Schedule
+from metanas.space import Genotype, SearchSpace
 from metanas.task_network import TaskNetwork, extract
 from metanas.tasks import SupportSet
+
+NOISE = 0x9E3779B9
+"""Keeps the draws of Gumbel noise apart from those of the batches, which start from the same seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,28 @@ class AdaptationTrace:
     """The task network before its first weight step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where adaptation stands; for evaluation. Valid until the next step: the network goes on learning."""
+
+    step: int
+    """Steps done, from 0: before the first."""
+    temperature: float
+    """Of the step to come."""
+    network: Backbone
+    """In training mode; leave it so."""
+    head: Head
+    """Its rows are in canonical order."""
+    weights: Mapping[str, Tensor] | None
+    """Of the operations at ``temperature``, without noise; None for a network of fixed architecture."""
+    mixtures: Mapping[str, Mixture] | None
+    """Where ``weights`` come from: of operations and of inputs."""
+    images: Tensor
+    """The support set, scaled, in canonical order."""
+    order: tuple[int, ...]
+    """Canonical class ``i`` is class ``order[i]`` of the caller."""
+
+
 class Batches:
     """An endless stream of batches over ``count`` images; all of them where they fit in one batch.
 
@@ -83,33 +111,58 @@ class Batches:
         return batch
 
 
-def gradient_step(
-    network: Network,
-    head: Head,
-    optimizer: Adam,
-    *,
+def operation_weights(
+    network: Backbone,
     architecture: Mapping[str, Tensor],
+    *,
+    schedule: Schedule,
+    temperature: float,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor] | None:
+    """The weight of every operation, as ``Network.forward`` takes it; None where the architecture is fixed.
+
+    Args:
+        generator: of Gumbel noise; None: no noise.
+    """
+    if not architecture:
+        return None
+    assert isinstance(network, Network), "only a network of cells has architecture parameters"
+    mixtures = relax(
+        architecture,
+        network.space,
+        temperature=temperature,
+        strategy=schedule.strategy,
+        relaxation=schedule.relaxation,
+        generator=generator,
+    )
+    return {cell_type: mixture.rows for cell_type, mixture in mixtures.items()}
+
+
+def gradient_step(
+    network: Backbone,
+    head: Head,
+    optimizer: Optimizer,
+    *,
+    weights: Mapping[str, Tensor] | None,
     images: Tensor,
     labels: Tensor,
     class_weights: Tensor,
-    temperature: float,
-    strategy: Strategy,
     skip_below: float,
+    paths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step on weights, head and architecture from one forward and one backward pass (equation 3).
 
     Args:
-        architecture: as ``relaxation.initial_architecture`` lays it out; moves if ``optimizer`` holds it.
+        weights: ``operation_weights``; the architecture behind it moves if ``optimizer`` holds it.
         images: float32 ``(batch, channels, H, W)``.
         labels: int64 ``(batch,)``.
         class_weights: ``(n_way,)``, what an image of each class counts.
+        paths: ``Network.draw_paths``; None: no DropPath.
 
     Returns:
         Loss (0-dimensional) and logits ``(batch, n_way)`` before the step, detached.
     """
-    mixtures = relax(architecture, network.space, temperature=temperature, strategy=strategy)
-    weights = {cell_type: mixture.rows for cell_type, mixture in mixtures.items()}
-    logits = head(network(images, weights, skip_below=skip_below))
+    logits = head(network(images, weights, skip_below=skip_below, paths=paths))
     loss = balanced_cross_entropy(logits, labels, class_weights)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -117,24 +170,19 @@ def gradient_step(
     return loss.detach(), logits.detach()
 
 
+@torch.no_grad()
 def start_head(
-    network: Network,
+    network: Backbone,
     *,
-    architecture: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None,
     images: Tensor,
     labels: Tensor,
     n_way: int,
     scale: float,
-    temperature: float,
-    strategy: Strategy,
     skip_below: float,
 ) -> Head:
     """The head that a task starts with: prototypes of its images, normalised together."""
-    with torch.no_grad():
-        mixtures = relax(architecture, network.space, temperature=temperature, strategy=strategy)
-        weights = {cell_type: mixture.rows for cell_type, mixture in mixtures.items()}
-        features = network(images, weights, skip_below=skip_below)
-    return prototype_head(features, labels, n_way=n_way, scale=scale)
+    return prototype_head(network(images, weights, skip_below=skip_below), labels, n_way=n_way, scale=scale)
 
 
 def adapt(
@@ -146,6 +194,7 @@ def adapt(
     on_step: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_trace: Callable[[AdaptationTrace], None] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
 ) -> TaskModel:
     """Learn a task: weights and architecture, pruning, weights (Algorithm 3).
 
@@ -156,7 +205,8 @@ def adapt(
         seed: of the order of images, where they do not fit in one batch.
         on_step: told after every gradient step.
         should_stop: asked before every gradient step.
-        on_trace: given the networks on both sides of the pruning.
+        on_trace: given the networks on both sides of the pruning, where there is one.
+        on_snapshot: shown the networks before the first step and after every one.
 
     Raises:
         InvalidTaskError: images of another size than the meta-model's.
@@ -169,16 +219,22 @@ def adapt(
             f"support images are (channels, height, width) {tuple(support.images.shape[1:])}, "
             f"the meta-model takes {expected}; prepare them with its preprocessing"
         )
-    run = _Run(meta, support, schedule, seed, on_step, should_stop)
+    run = _Run(meta, support, schedule, seed, on_step, should_stop, on_snapshot)
+    if not meta.searches:
+        assert run.network.genotype is not None
+        task_network = extract(run.network, run.head, run.network.genotype)
+        run.learn_weights(task_network, steps=schedule.steps)
+        return run.finish(task_network)
     genotype, mixtures = run.learn_architecture()
     task_network = extract(run.network, run.head, genotype)
     if on_trace is not None:
+        assert isinstance(run.network, Network)
         on_trace(
             AdaptationTrace(
                 one_shot=run.network, head=run.head, mixtures=mixtures, pruned=extract(run.network, run.head, genotype)
             )
         )
-    run.learn_weights(task_network)
+    run.learn_weights(task_network, steps=schedule.weight_steps)
     return run.finish(task_network)
 
 
@@ -193,9 +249,10 @@ class _Run:
         seed: int,
         on_step: Callable[[StepReport], None] | None,
         should_stop: Callable[[], bool] | None,
+        on_snapshot: Callable[[Snapshot], None] | None,
     ) -> None:
         self.meta, self.support, self.schedule, self.seed = meta, support, schedule, seed
-        self.on_step, self.should_stop = on_step, should_stop
+        self.on_step, self.should_stop, self.on_snapshot = on_step, should_stop, on_snapshot
         canonical, self.order = support.canonical()
         self.images = scale(canonical.images, meta.preprocessing).contiguous(memory_format=torch.channels_last)
         self.labels = canonical.labels
@@ -203,19 +260,20 @@ class _Run:
         self.batches = Batches(
             len(self.labels), batch_size=schedule.batch_size, generator=torch.Generator().manual_seed(seed)
         )
+        self.noise = torch.Generator().manual_seed(seed ^ NOISE)
         self.network = meta.build_network()
         self.architecture: Architecture = {
             name: value.clone().requires_grad_() for name, value in meta.architecture.items()
         }
         self.head = start_head(
             self.network,
-            architecture=self.architecture,
+            weights=operation_weights(
+                self.network, self.architecture, schedule=schedule, temperature=schedule.temperature_start
+            ),
             images=self.images,
             labels=self.labels,
             n_way=support.n_way,
             scale=meta.head_scale,
-            temperature=schedule.temperature_start,
-            strategy=schedule.strategy,
             skip_below=schedule.skip_below,
         )
         self.moments: Mapping[str, Tensor] = meta.moments
@@ -224,41 +282,53 @@ class _Run:
     def learn_architecture(self) -> tuple[Genotype, dict[str, Mixture]]:
         """Move weights and architecture together while the temperature falls; say what survives."""
         schedule, space = self.schedule, self.meta.space
+        assert isinstance(space, SearchSpace)
         parameters = Parameters(self.network, self.head, self.architecture)
         optimizer = self._optimizer(parameters)
         for step in range(schedule.architecture_steps):
             temperature = step_temperature(step, schedule.architecture_steps, schedule)
+            self._show(self.network, self.head, temperature)
             self._check()
+            set_rates(optimizer, self.meta.step_rates, step=self.done)
             rows = self.batches.next()
+            weights = operation_weights(
+                self.network, self.architecture, schedule=schedule, temperature=temperature, generator=self.noise
+            )
             loss, _ = gradient_step(
                 self.network,
                 self.head,
                 optimizer,
-                architecture=self.architecture,
+                weights=weights,
                 images=self.images[rows],
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
-                temperature=temperature,
-                strategy=schedule.strategy,
                 skip_below=schedule.skip_below,
             )
             self._tell("architecture", loss, temperature)
         self.moments = {**self.moments, **collect_moments(parameters, optimizer)}
-        with torch.no_grad():
-            mixtures = relax(self.architecture, space, temperature=schedule.temperature_end, strategy=schedule.strategy)
+        mixtures = self._mixtures(schedule.temperature_end)
         return prune(mixtures, space, strategy=schedule.strategy, threshold=schedule.threshold), mixtures
 
-    def learn_weights(self, task_network: TaskNetwork) -> None:
-        """Move the weights of the pruned network on."""
+    def learn_weights(self, task_network: TaskNetwork, *, steps: int) -> None:
+        """Move the weights of a network of fixed architecture on."""
         optimizer = self._optimizer(Parameters(task_network.network, task_network.head))
-        for _ in range(self.schedule.weight_steps):
+        for _ in range(steps):
+            self._show(task_network.network, task_network.head, None)
             self._check()
+            set_rates(optimizer, self.meta.step_rates, step=self.done)
             rows = self.batches.next()
-            loss = balanced_cross_entropy(task_network(self.images[rows]), self.labels[rows], self.class_weights)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            self._tell("weights", loss.detach(), self.schedule.temperature_end)
+            loss, _ = gradient_step(
+                task_network.network,
+                task_network.head,
+                optimizer,
+                weights=None,
+                images=self.images[rows],
+                labels=self.labels[rows],
+                class_weights=self.class_weights,
+                skip_below=0.0,
+            )
+            self._tell("weights", loss, self.schedule.temperature_end)
+        self._show(task_network.network, task_network.head, None)
 
     def finish(self, task_network: TaskNetwork) -> TaskModel:
         """Freeze batch norm, put the classes back in the caller's order, report."""
@@ -275,8 +345,8 @@ class _Run:
             preprocessing=self.meta.preprocessing,
             support=self.support,
             report=AdaptationReport(
-                architecture_steps=self.schedule.architecture_steps,
-                weight_steps=self.schedule.weight_steps,
+                architecture_steps=self.schedule.architecture_steps if self.meta.searches else 0,
+                weight_steps=self.schedule.weight_steps if self.meta.searches else self.schedule.steps,
                 seed=self.seed,
                 support_accuracy=correct,
                 parameter_count=count_parameters(task_network),
@@ -285,25 +355,47 @@ class _Run:
             provenance={"meta_model": dict(self.meta.provenance), "schedule": self.schedule.to_dict()},
         )
 
-    def _optimizer(self, parameters: Parameters) -> Adam:
-        return build_optimizer(
-            parameters,
-            self.moments,
-            learning_rate=self.schedule.learning_rate,
-            architecture_learning_rate=self.schedule.architecture_learning_rate,
-            architecture_weight_decay=self.schedule.architecture_weight_decay,
+    def _optimizer(self, parameters: Parameters) -> Optimizer:
+        return build_optimizer(parameters, self.moments, schedule=self.schedule)
+
+    @torch.no_grad()
+    def _mixtures(self, temperature: float) -> dict[str, Mixture]:
+        """Without noise."""
+        assert isinstance(self.meta.space, SearchSpace)
+        return relax(
+            self.architecture,
+            self.meta.space,
+            temperature=temperature,
+            strategy=self.schedule.strategy,
+            relaxation=self.schedule.relaxation,
         )
 
     def _check(self) -> None:
         if self.should_stop is not None and self.should_stop():
-            steps = self.schedule.architecture_steps + self.schedule.weight_steps
-            raise AdaptationCancelledError(f"adaptation was stopped after {self.done} of {steps} steps")
+            raise AdaptationCancelledError(f"adaptation was stopped after {self.done} of {self.schedule.steps} steps")
 
     def _tell(self, phase: str, loss: Tensor, temperature: float) -> None:
         self.done += 1
         if self.on_step is not None:
-            steps = self.schedule.architecture_steps + self.schedule.weight_steps
-            self.on_step(StepReport(phase, self.done, steps, float(loss), temperature))
+            self.on_step(StepReport(phase, self.done, self.schedule.steps, float(loss), temperature))
+
+    def _show(self, network: Backbone, head: Head, temperature: float | None) -> None:
+        """Where adaptation stands before its next step; ``temperature`` is None where the architecture is fixed."""
+        if self.on_snapshot is None:
+            return
+        mixtures = None if temperature is None else self._mixtures(temperature)
+        self.on_snapshot(
+            Snapshot(
+                step=self.done,
+                temperature=self.schedule.temperature_end if temperature is None else temperature,
+                network=network,
+                head=head,
+                weights=None if mixtures is None else {name: mixture.rows for name, mixture in mixtures.items()},
+                mixtures=mixtures,
+                images=self.images,
+                order=tuple(self.order),
+            )
+        )
 
 
 def step_temperature(step: int, steps: int, schedule: Schedule) -> float:

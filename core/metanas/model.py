@@ -1,6 +1,5 @@
 """What is kept: the meta-model that every task starts from, and the model of one task.
 
-    Schedule      how a task is learned: steps, rates, temperatures, threshold
     MetaModel     meta-learned weights and architecture, with all that adaptation needs
     TaskModel     a pruned network that answers, with its names and its support set
 
@@ -14,74 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metanas.backbone import Backbone, build_backbone
 from metanas.errors import InvalidConfigError
-from metanas.network import Network, channels_last, count_parameters, one_shot_plan
-from metanas.plain import from_plain, to_plain
+from metanas.network import Network, channels_last, count_parameters
+from metanas.optimizer import parameter_names
 from metanas.preprocessing import Preprocessing, scale
-from metanas.relaxation import STRATEGIES, Architecture, Strategy, initial_architecture
-from metanas.space import Genotype, SearchSpace
+from metanas.relaxation import Architecture, initial_architecture
+from metanas.schedule import Schedule
+from metanas.space import NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How one task is learned. Defaults: Table 4 for Omniglot.
-
-    Raises:
-        InvalidConfigError: a value is out of range; the message names it.
-    """
-
-    architecture_steps: int = 50
-    """Gradient steps on weights and architecture while the temperature falls."""
-    weight_steps: int = 50
-    """Gradient steps on the weights of the pruned network."""
-    batch_size: int = 20
-    """Support images a step; a smaller support set goes in whole."""
-    learning_rate: float = 1e-3
-    """Of the weights and the head (Adam with beta_1 = 0)."""
-    architecture_learning_rate: float = 5e-4
-    architecture_weight_decay: float = 1e-3
-    temperature_start: float = 1.0
-    temperature_end: float = 0.05
-    threshold: float = 0.01
-    """Operations and inputs of a smaller weight are pruned."""
-    strategy: Strategy = "operations_and_inputs"
-    skip_below: float = 1e-4
-    """Operations of a smaller weight in their node's sum are not run during the architecture
-    steps. Their weight can only rise again by ``architecture_learning_rate`` a step in their
-    parameters (times sqrt(1000) at worst, right after Adam's moments were zero). 0 runs all."""
-
-    def __post_init__(self) -> None:
-        for name in ("architecture_steps", "weight_steps"):
-            if not 0 <= getattr(self, name) <= 10_000:
-                raise InvalidConfigError(f"{name} must be 0..10000, got {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise InvalidConfigError(f"batch_size must be at least 2, got {self.batch_size}")
-        for name in ("learning_rate", "architecture_learning_rate", "temperature_start", "temperature_end"):
-            if not 0 < getattr(self, name) <= 100:
-                raise InvalidConfigError(f"{name} must be above 0 and at most 100, got {getattr(self, name)}")
-        if not 0 < self.threshold < 1:
-            raise InvalidConfigError(f"threshold must be between 0 and 1, got {self.threshold}")
-        if not 0 <= self.skip_below < self.threshold:
-            raise InvalidConfigError(
-                f"skip_below must be at least 0 and under the threshold {self.threshold}, got {self.skip_below}"
-            )
-        if self.strategy not in STRATEGIES:
-            raise InvalidConfigError(f"unknown strategy {self.strategy!r}; known are {', '.join(STRATEGIES)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for files."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Schedule":
-        """The inverse of ``to_dict``.
-
-        Raises:
-            InvalidConfigError: an unknown key or a value out of range.
-        """
-        return from_plain(cls, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +33,11 @@ class MetaModel:
         InvalidConfigError: weights or architecture that do not fit the search space.
     """
 
-    space: SearchSpace
+    space: Space
     weights: Mapping[str, Tensor]
-    """Every parameter of the one-shot network, by its name in ``Network``; float32."""
+    """Every parameter of the network, by its name there; float32."""
     architecture: Architecture
+    """Empty where the architecture is fixed."""
     head_scale: float
     """Scale of the prototypes that a task's head starts from."""
     preprocessing: Preprocessing
@@ -103,14 +45,27 @@ class MetaModel:
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     """Adam's second moments at the end of meta-training, as ``optimizer.collect_moments`` names
     them; empty: every adaptation starts from zero."""
+    step_rates: Mapping[str, Tensor] = field(default_factory=dict)
+    """Learned learning rates of plain gradient steps, ``(steps,)`` for each of
+    ``optimizer.parameter_names``; empty: the schedule's rates."""
+    genotype: Genotype | None = None
+    """The fixed architecture; None: each task chooses its own from the search space."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Plain values: data set, seed, code version, accuracies."""
 
     def __post_init__(self) -> None:
-        expected = {name: tuple(value.shape) for name, value in _skeleton(self.space).named_parameters()}
+        if isinstance(self.space, ConvBlocks) and self.genotype != NO_CELLS:
+            raise InvalidConfigError("plain blocks have no cells: the genotype of such a meta-model is NO_CELLS")
+        if isinstance(self.space, SearchSpace) and self.space.affine and self.searches:
+            raise InvalidConfigError("a search needs batch norms without scale and shift: set affine to false")
+        expected = {name: tuple(value.shape) for name, value in _skeleton(self.space, self.genotype).named_parameters()}
         _check_shapes("weights", self.weights, expected)
-        layout = {name: tuple(value.shape) for name, value in initial_architecture(self.space).items()}
+        layout = architecture_shapes(self.space, self.genotype)
         _check_shapes("architecture", self.architecture, layout)
+        if self.step_rates:
+            steps = max(1, *(value.numel() for value in self.step_rates.values()))
+            names = parameter_names(self.weights, self.architecture)
+            _check_shapes("step_rates", self.step_rates, dict.fromkeys(names, (steps,)))
         if not (isinstance(self.head_scale, float) and 0 < self.head_scale < float("inf")):
             raise InvalidConfigError(f"head_scale must be a number above 0, got {self.head_scale!r}")
         size = (self.preprocessing.channels, self.preprocessing.height, self.preprocessing.width)
@@ -120,22 +75,43 @@ class MetaModel:
                 f"({self.space.in_channels}, {self.space.image_size}, {self.space.image_size})"
             )
 
-    def build_network(self) -> Network:
-        """A new one-shot network with copies of the meta-weights, in training mode."""
-        network = _skeleton(self.space).to_empty(device="cpu")
+    @property
+    def searches(self) -> bool:
+        """Whether tasks choose their architecture."""
+        return self.genotype is None
+
+    def build_network(self) -> Backbone:
+        """A new network with copies of the meta-weights, in training mode; one-shot where tasks search."""
+        network = empty_backbone(self.space, self.genotype)
         channels_last(network)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 parameter.copy_(self.weights[name])
-            for buffer in network.buffers():
-                buffer.zero_()  # one-shot networks only ever normalise with the batch
         return network
 
 
-def _skeleton(space: SearchSpace) -> Network:
+def empty_backbone(space: Space, genotype: Genotype | None) -> Backbone:
+    """A network on the CPU whose parameters are still to be filled: no random weights are drawn."""
+    network = _skeleton(space, genotype).to_empty(device="cpu")
+    for name, buffer in network.named_buffers():
+        # Statistics before they are measured; the constants of a genotype are set below.
+        buffer.fill_(1.0 if name.endswith("variance") else 0.0)
+    if isinstance(network, Network) and genotype is not None:
+        network.set_constants(genotype)
+    return network
+
+
+def _skeleton(space: Space, genotype: Genotype | None) -> Backbone:
     # On the meta device: names and shapes without drawing random weights.
     with torch.device("meta"):
-        return Network(space, one_shot_plan(space))
+        return build_backbone(space, genotype)
+
+
+def architecture_shapes(space: Space, genotype: Genotype | None) -> dict[str, tuple[int, ...]]:
+    """The architecture parameters that a meta-model has: none where the architecture is fixed."""
+    if genotype is not None or isinstance(space, ConvBlocks):
+        return {}
+    return {name: tuple(value.shape) for name, value in initial_architecture(space).items()}
 
 
 def _check_shapes(what: str, given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -183,7 +159,7 @@ class TaskModel:
             )
 
     @property
-    def space(self) -> SearchSpace:
+    def space(self) -> Space:
         """Sizes of the network."""
         return self.network.space
 
@@ -206,6 +182,6 @@ class TaskModel:
         return scores
 
 
-def total_parameters(network: Network, n_way: int) -> int:
+def total_parameters(network: Backbone, n_way: int) -> int:
     """Parameters of a network together with the head of an ``n_way`` task."""
     return count_parameters(network) + n_way * (network.space.features + 1)

@@ -4,9 +4,10 @@
     build_operation      name, channels, stride  ->  module
     Operation            what all operations have in common
 
-Every operation ends in a batch norm without affine parameters, so that the weights of the
-mixture are comparable between operations. "conv_3x3" is a depthwise 3x3 and a pointwise
-1x1 convolution, "sep_conv_3x3" is that twice, "dil_conv_3x3" is that with dilation 2.
+Every operation of a search ends in a batch norm without affine parameters, so that the weights
+of the mixture are comparable between operations. "conv_3x3" is a depthwise 3x3 and a pointwise
+1x1 convolution, "sep_conv_3x3" is that twice, "dil_conv_3x3" is that with dilation 2; the same
+with 5x5. Networks of one fixed genotype may have affine batch norms.
 
 Two things save time and change no result. An operation that starts with a ReLU says so
 (``rectified``) and is given the rectified input, which the edges that leave one input share.
@@ -16,9 +17,10 @@ pass sums its gradient anyway.
 Source: Elsken et al., CVPR 2020, section 5.1; batch statistics: TaskNorm, arXiv 2003.03284.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from functools import partial
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +54,23 @@ class BatchNorm(nn.Module):
 
         Args:
             x: float32, any layout.
-            scale: 0-dimensional; multiplies the result. Only without affine parameters.
+            scale: 0-dimensional; multiplies the result.
         """
-        # contiguous: the backward pass of torch 2.13 for channels_last ignores the strides of the weight.
-        weight = self.weight if scale is None else scale.expand(x.shape[1]).contiguous()
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        if scale is not None and weight is not None and bias is not None:
+            weight, bias = weight * scale, bias * scale
+        elif scale is not None:
+            # contiguous: the backward pass of torch 2.13 for channels_last ignores the strides of the weight.
+            weight = scale.expand(x.shape[1]).contiguous()
         if self.measuring:
             with torch.no_grad():
                 variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
                 self.mean.copy_(mean)
                 self.variance.copy_(variance)
         if self.training or self.measuring:
-            return functional.batch_norm(x, None, None, weight, self.bias, training=True, eps=self.epsilon)
-        return functional.batch_norm(x, self.mean, self.variance, weight, self.bias, eps=self.epsilon)
+            return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.epsilon)
+        return functional.batch_norm(x, self.mean, self.variance, weight, bias, eps=self.epsilon)
 
 
 @contextmanager
@@ -95,11 +102,11 @@ class FactorizedReduction(Operation):
 
     rectified = True
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, *, affine: bool = False) -> None:
         super().__init__()
         self.even = nn.Conv2d(in_channels, channels // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(in_channels, channels - channels // 2, 1, stride=2, bias=False)
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, affine=affine)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Halve height and width, rounding up."""
@@ -121,10 +128,10 @@ class Projection(Operation):
 
     rectified = True
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, *, affine: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, affine=affine)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Mix the channels."""
@@ -134,11 +141,11 @@ class Projection(Operation):
 class Pooling(Operation):
     """3x3 pooling with padding 1, then batch norm. Padding never counts, in maximum or mean."""
 
-    def __init__(self, kind: str, channels: int, stride: int) -> None:
+    def __init__(self, kind: str, channels: int, stride: int, *, affine: bool = False) -> None:
         super().__init__()
         self.kind = kind
         self.stride = stride
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, affine=affine)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Pool each channel."""
@@ -152,9 +159,9 @@ class Pooling(Operation):
 class Skip(Operation):
     """The input itself, batch-normalised; at stride 2 a ``FactorizedReduction`` takes its place."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, affine: bool = False) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, affine=affine)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Pass the input on."""
@@ -166,11 +173,11 @@ class Factorized5x5(Operation):
 
     rectified = True
 
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, channels: int, stride: int, *, affine: bool = False) -> None:
         super().__init__()
         self.row = nn.Conv2d(channels, channels, (1, 5), stride=(1, stride), padding=(0, 2), bias=False)
         self.column = nn.Conv2d(channels, channels, (5, 1), stride=(stride, 1), padding=(2, 0), bias=False)
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, affine=affine)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Convolve along the rows, then along the columns."""
@@ -178,15 +185,15 @@ class Factorized5x5(Operation):
 
 
 class DilatedDepthwise(nn.Conv2d):
-    """Depthwise 3x3 convolution of dilation 2, with a backward pass several times as fast.
+    """Depthwise convolution of dilation 2, with a backward pass several times as fast.
 
     The sum is the same: a dilated kernel never mixes even with odd pixels, so the four phases
-    of the image go through a plain 3x3 kernel as images of their own. At stride 2 only one
+    of the image go through a plain kernel as images of their own. At stride 2 only one
     phase is left. PyTorch's own backward pass of a dilated depthwise convolution is slow.
     """
 
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__(channels, channels, 3, stride, 2, dilation=2, groups=channels, bias=False)
+    def __init__(self, channels: int, stride: int, *, kernel: int = 3) -> None:
+        super().__init__(channels, channels, kernel, stride, kernel - 1, dilation=2, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(batch, channels, H, W)``; channels_last is fastest."""
@@ -203,27 +210,29 @@ class DilatedDepthwise(nn.Conv2d):
         return y.reshape(batch, 2 * rows, 2 * columns, channels).permute(0, 3, 1, 2)[:, :, :height, :width]
 
     def _plain(self, x: Tensor) -> Tensor:
-        return functional.conv2d(x, self.weight, padding=1, groups=self.groups)
+        return functional.conv2d(x, self.weight, padding=self.kernel_size[0] // 2, groups=self.groups)
 
 
-def depthwise(channels: int, stride: int, dilation: int) -> nn.Conv2d:
-    """A depthwise 3x3 convolution that keeps the size at stride 1."""
+def depthwise(channels: int, stride: int, dilation: int, *, kernel: int = 3) -> nn.Conv2d:
+    """A depthwise convolution that keeps the size at stride 1; ``dilation`` is 1 or 2."""
     if dilation == 2:
-        return DilatedDepthwise(channels, stride)
-    return nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False)
+        return DilatedDepthwise(channels, stride, kernel=kernel)
+    return nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False)
 
 
 class SeparableConv(Operation):
-    """One to several rounds of ReLU, depthwise 3x3, pointwise 1x1, batch norm; the first has the stride."""
+    """One to several rounds of ReLU, depthwise, pointwise 1x1, batch norm; the first has the stride."""
 
     rectified = True
 
-    def __init__(self, channels: int, stride: int, *, rounds: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self, channels: int, stride: int, *, rounds: int = 1, dilation: int = 1, kernel: int = 3, affine: bool = False
+    ) -> None:
         super().__init__()
         strides = [stride, *[1] * (rounds - 1)]
-        self.depthwise = nn.ModuleList(depthwise(channels, s, dilation) for s in strides)
+        self.depthwise = nn.ModuleList(depthwise(channels, s, dilation, kernel=kernel) for s in strides)
         self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in strides)
-        self.norms = nn.ModuleList(BatchNorm(channels) for _ in strides)
+        self.norms = nn.ModuleList(BatchNorm(channels, affine=affine) for _ in strides)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Convolve, round by round."""
@@ -235,19 +244,37 @@ class SeparableConv(Operation):
         return x
 
 
-OPERATIONS: dict[str, Callable[[int, int], Operation]] = {
-    "max_pool_3x3": lambda channels, stride: Pooling("max", channels, stride),
-    "avg_pool_3x3": lambda channels, stride: Pooling("avg", channels, stride),
-    "skip_connect": lambda channels, stride: Skip(channels) if stride == 1 else FactorizedReduction(channels, channels),
+def _skip(channels: int, stride: int, *, affine: bool) -> Operation:
+    if stride == 1:
+        return Skip(channels, affine=affine)
+    return FactorizedReduction(channels, channels, affine=affine)
+
+
+class Builder(Protocol):
+    """Makes one candidate operation."""
+
+    def __call__(self, channels: int, stride: int, /, *, affine: bool) -> Operation: ...
+
+
+OPERATIONS: dict[str, Builder] = {
+    "max_pool_3x3": partial(Pooling, "max"),
+    "avg_pool_3x3": partial(Pooling, "avg"),
+    "skip_connect": _skip,
     "conv_1x5_5x1": Factorized5x5,
     "conv_3x3": SeparableConv,
-    "sep_conv_3x3": lambda channels, stride: SeparableConv(channels, stride, rounds=2),
-    "dil_conv_3x3": lambda channels, stride: SeparableConv(channels, stride, dilation=2),
+    "sep_conv_3x3": partial(SeparableConv, rounds=2),
+    "dil_conv_3x3": partial(SeparableConv, dilation=2),
+    "conv_5x5": partial(SeparableConv, kernel=5),
+    "sep_conv_5x5": partial(SeparableConv, rounds=2, kernel=5),
+    "dil_conv_5x5": partial(SeparableConv, dilation=2, kernel=5),
 }
 
 
-def build_operation(name: str, channels: int, *, stride: int) -> Operation:
+def build_operation(name: str, channels: int, *, stride: int, affine: bool = False) -> Operation:
     """Build one candidate operation.
+
+    Args:
+        affine: whether its batch norms have a scale and a shift.
 
     Returns:
         A module from ``(batch, channels, H, W)`` to ``(batch, channels, ceil(H/stride), ceil(W/stride))``.
@@ -257,4 +284,4 @@ def build_operation(name: str, channels: int, *, stride: int) -> Operation:
     """
     if name not in OPERATIONS:
         raise InvalidConfigError(f"unknown operation {name!r}; known are {', '.join(OPERATIONS)}")
-    return OPERATIONS[name](channels, stride)
+    return OPERATIONS[name](channels, stride, affine=affine)

@@ -1,25 +1,34 @@
-"""Adam with beta_1 = 0, started from stored second moments.
+"""How one task's parameters move: Adam with beta_1 = 0 from stored moments, or plain gradient steps.
 
-With so few steps the second moments decide the step sizes. Reptile carries them from task to
+Adam is Reptile's. With so few steps the second moments decide the step sizes. Reptile carries them from task to
 task; a server cannot depend on which task came before. So meta-training stores the moments it
 reached, and every adaptation starts from that copy.
 
+Plain steps are MAML's, whose meta-gradient is of just these steps. MAML++ learns a rate for
+each parameter tensor and step.
+
     Parameters           what is learned, by name, in three groups
-    build_optimizer      parameters, rates, moments  ->  torch.optim.Adam
+    build_optimizer      parameters, rates, moments  ->  torch.optim.Adam or torch.optim.SGD
+    set_rates            learned rates of one step  ->  into the optimiser
     collect_moments      the way back; the head's rows are averaged, so that no class keeps its own
 
-Source: Nichol et al. (Reptile), arXiv 1803.02999; MetaNAS, Table 4.
+Sources: Nichol et al. (Reptile), arXiv 1803.02999; MetaNAS, Table 4; MAML++, arXiv 1810.09502.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import SGD, Adam, Optimizer
+
+from metanas.schedule import Schedule
 
 BETA_2 = 0.999
 STEP = "step"
+
+NETWORK, HEAD, ARCHITECTURE = "network.", "head.", "architecture."
+"""Prefixes of the names of parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +41,50 @@ class Parameters:
     """Leaf tensors that require gradients; empty where the architecture is fixed."""
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """All of them, by the names that moments are stored under."""
+        """All of them, by the names that moments and learned rates are stored under."""
         for name, parameter in self.network.named_parameters():
-            yield f"network.{name}", parameter
+            yield f"{NETWORK}{name}", parameter
         for name, parameter in self.head.named_parameters():
-            yield f"head.{name}", parameter
+            yield f"{HEAD}{name}", parameter
         for name, value in self.architecture.items():
-            yield f"architecture.{name}", value
+            yield f"{ARCHITECTURE}{name}", value
+
+
+def parameter_names(network: Iterable[str], architecture: Iterable[str]) -> list[str]:
+    """The names of ``Parameters.named``, from the parameter names of a network and of an architecture."""
+    return [
+        *(NETWORK + name for name in network),
+        *(HEAD + name for name in ("weight", "bias")),
+        *(ARCHITECTURE + name for name in architecture),
+    ]
 
 
 def build_optimizer(
     parameters: Parameters,
     moments: Mapping[str, Tensor],
     *,
-    learning_rate: float,
-    architecture_learning_rate: float,
-    architecture_weight_decay: float,
-) -> Adam:
+    schedule: Schedule,
+) -> Optimizer:
     """Make the optimiser of one task.
 
     Args:
         parameters: what it moves.
-        moments: as ``collect_moments`` gives them; a name that is missing starts from zero.
-        learning_rate: of network and head, without weight decay.
-        architecture_learning_rate, architecture_weight_decay: of the architecture.
+        moments: as ``collect_moments`` gives them; a name that is missing starts from zero. Plain
+            steps have none.
+        schedule: which optimiser, learning rates and weight decay.
     """
+    if schedule.optimizer == "sgd":
+        return _plain(parameters, schedule)
     groups = [
-        {"params": [*parameters.network.parameters(), *parameters.head.parameters()], "lr": learning_rate},
+        {
+            "params": [*parameters.network.parameters(), *parameters.head.parameters()],
+            "lr": schedule.learning_rate,
+            "weight_decay": schedule.weight_decay,
+        },
         {
             "params": list(parameters.architecture.values()),
-            "lr": architecture_learning_rate,
-            "weight_decay": architecture_weight_decay,
+            "lr": schedule.architecture_learning_rate,
+            "weight_decay": schedule.architecture_weight_decay,
         },
     ]
     optimizer = Adam([group for group in groups if group["params"]], betas=(0.0, BETA_2), fused=True)
@@ -77,10 +99,38 @@ def build_optimizer(
     return optimizer
 
 
-def collect_moments(parameters: Parameters, optimizer: Adam) -> dict[str, Tensor]:
+def _plain(parameters: Parameters, schedule: Schedule) -> SGD:
+    # A group for each parameter: each may have a learned rate of its own.
+    of_weights = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
+    of_architecture = {
+        "lr": schedule.architecture_learning_rate,
+        "weight_decay": schedule.architecture_weight_decay,
+    }
+    return SGD(
+        [
+            {"params": [value], "name": name, **(of_architecture if name.startswith(ARCHITECTURE) else of_weights)}
+            for name, value in parameters.named()
+        ]
+    )
+
+
+def set_rates(optimizer: Optimizer, step_rates: Mapping[str, Tensor], *, step: int) -> None:
+    """Give plain steps the learned rates of ``step`` (from 0); steps past the last learned one have its rates.
+
+    Args:
+        optimizer: of ``build_optimizer``; Adam, and a parameter without learned rates, stays as it is.
+        step_rates: ``(learned steps,)`` by parameter name.
+    """
+    for group in optimizer.param_groups:
+        rates = step_rates.get(group.get("name", ""))
+        if rates is not None:
+            group["lr"] = rates[min(step, len(rates) - 1)].item()
+
+
+def collect_moments(parameters: Parameters, optimizer: Optimizer) -> dict[str, Tensor]:
     """Second moments by parameter name; those of the head as one row for all classes.
 
-    A parameter that no step has reached yet is left out.
+    A parameter that no step has reached yet is left out; plain steps have none.
     """
     moments: dict[str, Tensor] = {}
     for name, parameter in parameters.named():
@@ -88,6 +138,6 @@ def collect_moments(parameters: Parameters, optimizer: Adam) -> dict[str, Tensor
         if not state:
             continue
         second: Tensor = state["exp_avg_sq"]
-        moments[name] = second.mean(dim=0) if name.startswith("head.") else second.clone()
+        moments[name] = second.mean(dim=0) if name.startswith(HEAD) else second.clone()
         moments[STEP] = torch.maximum(state["step"], moments.get(STEP, state["step"])).clone()
     return moments

@@ -2,6 +2,7 @@
 
     SearchSpace     sizes, candidate operations, which cells reduce
     Genotype        what is left of it after pruning: one cell of each type
+    ConvBlocks      the plain convolutional network that few-shot papers compare with: nothing to search
 
 A cell has two inputs (the outputs of the two cells before it), some intermediate
 nodes, and concatenates the nodes' outputs. Input numbers 0 and 1 are the cell's
@@ -55,24 +56,19 @@ class SearchSpace:
     nodes: int = 3
     """Intermediate nodes of a cell."""
     inputs_per_node: int = 2
-    """k of equation 7: how many inputs a node keeps."""
+    """k of equation 7: how many inputs a node keeps; a node with fewer keeps all of them."""
     operations: tuple[str, ...] = DEFAULT_OPERATIONS
     stem_multiplier: int = 3
     """The stem has ``stem_multiplier * channels`` filters."""
+    affine: bool = False
+    """Whether the batch norms of the cells have a scale and a shift; only for networks of one fixed genotype."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "in_channels", "image_size", "cells", "nodes", "inputs_per_node", "stem_multiplier"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        _check_counts(
+            self, ("channels", "in_channels", "image_size", "cells", "nodes", "inputs_per_node", "stem_multiplier")
+        )
         if self.channels < 2:
             raise InvalidConfigError(f"channels must be at least 2, as reductions halve them, got {self.channels}")
-        if self.inputs_per_node > CELL_INPUTS:
-            # The first node has two inputs only, so it has no combination of three.
-            raise InvalidConfigError(
-                f"inputs_per_node must be at most {CELL_INPUTS}, the inputs of a cell's first node, "
-                f"got {self.inputs_per_node}"
-            )
         if not self.operations or len(set(self.operations)) != len(self.operations):
             raise InvalidConfigError(f"operations must be distinct and at least one, got {self.operations}")
         if any(not 0 <= cell < self.cells for cell in self.reduction_cells):
@@ -99,8 +95,12 @@ class SearchSpace:
         return slice(first, first + CELL_INPUTS + node)
 
     def combinations(self, node: int) -> tuple[tuple[int, ...], ...]:
-        """All sets of ``inputs_per_node`` inputs of ``node``: the set I of equation 7."""
-        return tuple(combinations(range(CELL_INPUTS + node), self.inputs_per_node))
+        """All sets of ``inputs_per_node`` inputs of ``node``: the set I of equation 7.
+
+        A node with fewer inputs has one set, of all of them.
+        """
+        inputs = CELL_INPUTS + node
+        return tuple(combinations(range(inputs), min(self.inputs_per_node, inputs)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
@@ -140,20 +140,22 @@ class Genotype:
     """The architecture that survived pruning.
 
     Raises:
-        InvalidConfigError: a node without input, an operation twice, or an input that comes after its node.
+        InvalidConfigError: a node without input, an input that comes after its node, or cells of
+            unequal numbers of nodes.
     """
 
     normal: CellGenotype
     reduction: CellGenotype
 
     def __post_init__(self) -> None:
+        if len(self.normal) != len(self.reduction):
+            raise InvalidConfigError(
+                f"both cells must have as many nodes, got {len(self.normal)} and {len(self.reduction)}"
+            )
         for cell_type in CELL_TYPES:
             for node, kept in enumerate(self.cell(cell_type)):
                 if not kept:
                     raise InvalidConfigError(f"node {node} of the {cell_type} cell has lost all its inputs")
-                rows = [(edge.source, edge.operation) for edge in kept]
-                if len(set(rows)) != len(rows):
-                    raise InvalidConfigError(f"node {node} of the {cell_type} cell has an operation twice: {rows}")
                 late = [edge.source for edge in kept if not 0 <= edge.source < CELL_INPUTS + node]
                 if late:
                     raise InvalidConfigError(f"node {node} of the {cell_type} cell cannot read from input {late[0]}")
@@ -184,3 +186,84 @@ class Genotype:
             return tuple(tuple(EdgeOperation(int(s), str(o), float(w)) for s, o, w in node) for node in rows)
 
         return cls(normal=cell(values[NORMAL]), reduction=cell(values[REDUCTION]))
+
+
+NO_CELLS = Genotype(normal=(), reduction=())
+"""The genotype of a network that has no cells, ``ConvBlocks``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvBlocks:
+    """REPTILE's CNN: blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling, then flattened.
+
+    Source: Vinyals et al., NIPS 2016; Nichol et al., arXiv 1803.02999. 113,236 parameters with a
+    head of 20 classes on 28x28x1, 121,093 with one of 5 on 84x84x3.
+
+    Raises:
+        InvalidConfigError: a value is out of range, or no pixel is left after the last pooling.
+    """
+
+    filters: int = 64
+    blocks: int = 4
+    in_channels: int = 1
+    image_size: int = 28
+
+    def __post_init__(self) -> None:
+        _check_counts(self, ("filters", "blocks", "in_channels", "image_size"))
+        if self.final_size < 1:
+            raise InvalidConfigError(
+                f"{self.blocks} blocks halve {self.image_size} pixels to nothing; take fewer blocks or larger images"
+            )
+
+    @property
+    def final_size(self) -> int:
+        """Height and width after the last pooling."""
+        return self.image_size >> self.blocks
+
+    @property
+    def features(self) -> int:
+        """Length of the feature vector that goes into the head."""
+        return self.filters * self.final_size**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for files."""
+        return to_plain(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ConvBlocks":
+        """The inverse of ``to_dict``.
+
+        Raises:
+            InvalidConfigError: an unknown key or a value out of range.
+        """
+        return from_plain(cls, values)
+
+
+Space = SearchSpace | ConvBlocks
+
+
+def space_to_dict(space: Space) -> dict[str, Any]:
+    """Plain values, for files; ``kind`` says which of the two it is."""
+    return {"kind": "cells" if isinstance(space, SearchSpace) else "conv_blocks", **space.to_dict()}
+
+
+def space_from_dict(values: dict[str, Any]) -> Space:
+    """The inverse of ``space_to_dict``; without ``kind`` it is a search space.
+
+    Raises:
+        InvalidConfigError: an unknown kind or key, or a value out of range.
+    """
+    rest = {key: value for key, value in values.items() if key != "kind"}
+    match values.get("kind", "cells"):
+        case "cells":
+            return SearchSpace.from_dict(rest)
+        case "conv_blocks":
+            return ConvBlocks.from_dict(rest)
+    raise InvalidConfigError(f"unknown kind of network {values['kind']!r}; there are cells and conv_blocks")
+
+
+def _check_counts(settings: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidConfigError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -13,37 +13,33 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from metanas.backbone import Backbone, build_backbone
 from metanas.head import Head
-from metanas.network import Network, channels_last, genotype_plan
+from metanas.network import channels_last
 from metanas.operations import measuring
-from metanas.space import CELL_TYPES, Genotype, SearchSpace
+from metanas.space import Genotype, Space
 
 
 class TaskNetwork(nn.Module):
-    """A pruned network with its head.
+    """A network of one fixed architecture with its head.
 
     Args:
         space: sizes.
-        genotype: the surviving operations and their constant weights.
+        genotype: the surviving operations and their constant weights; ``NO_CELLS`` for plain blocks.
         n_way: number of classes.
     """
 
-    def __init__(self, space: SearchSpace, genotype: Genotype, n_way: int) -> None:
+    def __init__(self, space: Space, genotype: Genotype, n_way: int) -> None:
         super().__init__()
         self.space = space
         self.genotype = genotype
-        self.network = Network(space, genotype_plan(genotype))
+        self.network = build_backbone(space, genotype)
         self.head = Head(space.features, n_way)
-        for cell_type in CELL_TYPES:
-            weights = [edge.weight for node in genotype.cell(cell_type) for edge in node]
-            # Not in the state dict: the genotype is their one home.
-            self.register_buffer(f"{cell_type}_weights", torch.tensor(weights), persistent=False)
         channels_last(self)
 
     def features(self, images: Tensor) -> Tensor:
         """``(batch, in_channels, H, W)`` float32 to ``(batch, features)``."""
-        weights = {cell_type: cast(Tensor, getattr(self, f"{cell_type}_weights")) for cell_type in CELL_TYPES}
-        return cast(Tensor, self.network(images, weights))
+        return cast(Tensor, self.network(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """``(batch, in_channels, H, W)`` float32, as ``preprocessing.scale`` makes it, to logits ``(batch, n_way)``."""
@@ -57,7 +53,7 @@ class TaskNetwork(nn.Module):
         self.eval()
 
 
-def extract(network: Network, head: Head, genotype: Genotype) -> TaskNetwork:
+def extract(network: Backbone, head: Head, genotype: Genotype) -> TaskNetwork:
     """Build the task network: copies of the surviving operations and of the head, nothing else."""
     task_network = TaskNetwork(network.space, genotype, len(head.bias))
     source = network.state_dict()

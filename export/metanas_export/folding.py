@@ -39,12 +39,14 @@ def affine(norm: BatchNorm, weight: float = 1.0) -> tuple[Array, Array]:
 
 
 def fold(conv: nn.Conv2d, norm: BatchNorm, *, weight: float = 1.0) -> tuple[Array, Array]:
-    """Kernel and bias of the one convolution that gives ``weight * norm(conv(x))``.
+    """Kernel and bias of the one convolution that gives ``weight * norm(conv(x))``; ``conv`` may have a bias.
 
     Returns:
         Kernel ``(out, in / groups, height, width)`` and bias ``(out,)``.
     """
     gain, offset = affine(norm, weight)
+    if conv.bias is not None:
+        offset = offset + gain * to_array(conv.bias)
     return to_array(conv.weight) * gain[:, None, None, None], offset
 
 

@@ -9,7 +9,8 @@
 Batch norm and the constant weights of the mixture are folded into the convolutions; after a
 pooling or a skip they are one Mul and one Add. What several edges share is there once: the
 ReLU of an input, a pooling. What no output needs is not there at all. A node is called after
-cell, node, source and operation: ``cell0/node1_from0_conv_3x3/pointwise``.
+cell, node, source and operation: ``cell0/node1_from0_conv_3x3/pointwise``; in a network of plain
+blocks after its block: ``block0/conv``.
 
 Tracing the same network takes seconds; building it, milliseconds, so that every adapted task
 can have a graph of its own. In fp16 weights and activations are float16 inside; input, output
@@ -29,6 +30,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import metanas
+from metanas.conv_net import ConvNet
 from metanas.head import Head
 from metanas.model import TaskModel
 from metanas.network import Cell, Network, row_key
@@ -41,6 +43,7 @@ from metanas.operations import (
     SeparableConv,
     Skip,
 )
+from metanas.space import CELL_TYPES, Genotype
 from metanas_export.builder import GraphBuilder, Precision
 from metanas_export.errors import UnsupportedOperationError
 from metanas_export.folding import affine, fold, halving, to_array
@@ -85,27 +88,37 @@ def build_onnx(task: TaskModel, *, precision: Precision = "fp32") -> onnx.ModelP
     x = INPUT_NAME
     if precision == "fp16":
         x = graph.node("Cast", "images/float16", inputs=[x], to=TensorProto.FLOAT16)
-    features = _network(graph, task.network.network, weights=_mixture_weights(task), images=x)
+    network = task.network.network
+    if isinstance(network, ConvNet):
+        features = _blocks(graph, network, images=x)
+    else:
+        features = _cells(graph, network, genotype=task.genotype, images=x)
     _head(graph, task.network.head, x=features)
     return _model(graph, task, precision=precision)
 
 
-def _mixture_weights(task: TaskModel) -> dict[str, list[float]]:
-    """The weights of the rows of each cell type, in the order of the cells' plans."""
-    return {
-        cell_type: [edge.weight for node in task.genotype.cell(cell_type) for edge in node]
-        for cell_type in task.space.cell_types
+def _blocks(graph: GraphBuilder, network: ConvNet, *, images: str) -> str:
+    x = images
+    for index, (conv, norm) in enumerate(zip(network.convs, network.norms, strict=True)):
+        conv, norm = cast(nn.Conv2d, conv), cast(BatchNorm, norm)
+        weight, bias = fold(conv, norm)
+        x = graph.relu(graph.conv(f"block{index}/conv", x, weight=weight, bias=bias, like=conv))
+        x = graph.node("MaxPool", f"block{index}/pool", inputs=[x], kernel_shape=[2, 2], strides=[2, 2])
+    return x
+
+
+def _cells(graph: GraphBuilder, network: Network, *, genotype: Genotype, images: str) -> str:
+    # The weights of the rows of each cell type, in the order of the cells' plans.
+    weights = {
+        cell_type: [edge.weight for node in genotype.cell(cell_type) for edge in node] for cell_type in CELL_TYPES
     }
-
-
-def _network(graph: GraphBuilder, network: Network, *, weights: dict[str, list[float]], images: str) -> str:
     weight, bias = fold(network.stem, network.stem_norm)
     stem = graph.conv("stem/conv", images, weight=weight, bias=bias, like=network.stem)
     first, second = stem, stem
     for index, (cell_type, cell) in enumerate(zip(network.space.cell_types, network.cells, strict=True)):
         output = _cell(graph, cast(Cell, cell), name=f"cell{index}", weights=weights[cell_type], inputs=(first, second))
         first, second = second, output
-    return second
+    return graph.node("GlobalAveragePool", "head/pool", inputs=[second])
 
 
 def _cell(graph: GraphBuilder, cell: Cell, *, name: str, weights: list[float], inputs: tuple[str, str]) -> str:
@@ -123,7 +136,8 @@ def _cell(graph: GraphBuilder, cell: Cell, *, name: str, weights: list[float], i
             operation, x = cell.operation(index), values[row.source]
             row_name = f"{name}/{row_key(row)}"
             if isinstance(operation, Pooling | Skip):
-                key = cell.keys[index]
+                # Not the key of the cell: affine norms are apart, the pooling before them is one all the same.
+                key = f"from{row.source}_{row.operation}"
                 if key not in shared:
                     shared[key] = _pool(graph, operation, name=f"{name}/{key}", x=x)
                 gain, offset = affine(operation.norm, weight)
@@ -183,8 +197,7 @@ def _separable(graph: GraphBuilder, operation: SeparableConv, *, name: str, x: s
 
 
 def _head(graph: GraphBuilder, head: Head, *, x: str) -> None:
-    """Pool, bring to unit length, score. In float32: float16 would square a feature of 300 to infinity."""
-    x = graph.node("GlobalAveragePool", "head/pool", inputs=[x])
+    """Bring to unit length, score. In float32: float16 would square a feature of 300 to infinity."""
     x = graph.node("Flatten", "head/flatten", inputs=[x], axis=1)
     if graph.dtype == np.float16:
         x = graph.node("Cast", "head/float32", inputs=[x], to=TensorProto.FLOAT)

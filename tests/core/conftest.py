@@ -1,19 +1,33 @@
 """Meta-models and support sets small enough to adapt in a fraction of a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from torch import Tensor
 
-from metanas.model import MetaModel, Schedule
-from metanas.network import Network, channels_last, one_shot_plan
+from metanas.backbone import build_backbone
+from metanas.model import MetaModel
+from metanas.network import channels_last
 from metanas.optimizer import STEP
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
-from metanas.space import SearchSpace
+from metanas.schedule import Schedule
+from metanas.space import NO_CELLS, ConvBlocks, EdgeOperation, Genotype, SearchSpace, Space
 from metanas.tasks import SupportSet
 
 SIZE = 12
+
+FIXED = Genotype(
+    normal=(
+        (EdgeOperation(0, "conv_3x3", 0.7), EdgeOperation(1, "conv_3x3", 0.4), EdgeOperation(0, "conv_3x3", 0.2)),
+        (EdgeOperation(1, "skip_connect", 1.0), EdgeOperation(2, "dil_conv_5x5", 1.0)),
+    ),
+    reduction=(
+        (EdgeOperation(0, "skip_connect", 1.0), EdgeOperation(1, "max_pool_3x3", 0.5)),
+        (EdgeOperation(2, "conv_1x5_5x1", 0.9),),
+    ),
+)
 
 MakeMeta = Callable[..., MetaModel]
 MakeSupport = Callable[..., SupportSet]
@@ -22,6 +36,34 @@ MakeSupport = Callable[..., SupportSet]
 @pytest.fixture
 def small_space() -> SearchSpace:
     return SearchSpace(channels=4, image_size=SIZE)
+
+
+def random_weights(space: Space, genotype: Genotype | None, *, seed: int) -> dict[str, Tensor]:
+    """Of a new network of that seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_backbone(space, genotype)
+    channels_last(network)
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def preprocessing_of(space: Space) -> Preprocessing:
+    """For images of the size that ``space`` takes."""
+    channels = space.in_channels
+    return Preprocessing(
+        channels=channels,
+        height=space.image_size,
+        width=space.image_size,
+        mean=(0.1,) * channels,
+        deviation=(0.5,) * channels,
+    )
+
+
+def random_moments(weights: Mapping[str, Tensor], features: int, *, generator: torch.Generator) -> dict[str, Tensor]:
+    """As meta-training would leave them, of every parameter in ``weights`` and of the head."""
+    shapes = {**weights, "head.weight": torch.zeros(features), "head.bias": torch.zeros(())}
+    stored = {name: 1e-3 * torch.rand(value.shape, generator=generator) for name, value in shapes.items()}
+    return {**stored, STEP: torch.tensor(500.0)}
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +86,7 @@ def make_meta() -> MakeMeta:
             channels=4, image_size=SIZE, in_channels=in_channels, cells=3, reduction_cells=(1,), nodes=2
         )
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            network = Network(space, one_shot_plan(space))
-        channels_last(network)
-        weights = {name: value.detach().clone() for name, value in network.named_parameters()}
+        weights = random_weights(space, None, seed=seed)
         architecture = {
             name: 0.3 * torch.randn(value.shape, generator=generator)
             for name, value in initial_architecture(space).items()
@@ -56,30 +94,58 @@ def make_meta() -> MakeMeta:
         if sharp:
             for value in architecture.values():
                 value.scatter_(-1, value.argmax(dim=-1, keepdim=True), 12.0)
-        stored = {}
-        if moments:
-            named = {
-                **{f"network.{name}": value for name, value in weights.items()},
-                **{f"architecture.{name}": value for name, value in architecture.items()},
-                "head.weight": torch.zeros(space.features),
-                "head.bias": torch.zeros(()),
-            }
-            stored = {name: 1e-3 * torch.rand(value.shape, generator=generator) for name, value in named.items()}
-            stored[STEP] = torch.tensor(500.0)
+        named = {
+            **{f"network.{name}": value for name, value in weights.items()},
+            **{f"architecture.{name}": value for name, value in architecture.items()},
+        }
         return MetaModel(
             space=space,
             weights=weights,
             architecture=architecture,
             head_scale=10.0,
-            preprocessing=Preprocessing(
-                channels=in_channels,
-                height=SIZE,
-                width=SIZE,
-                mean=(0.1,) * in_channels,
-                deviation=(0.5,) * in_channels,
-            ),
+            preprocessing=preprocessing_of(space),
             schedule=schedule or Schedule(architecture_steps=4, weight_steps=3, skip_below=0.0),
-            moments=stored,
+            moments=random_moments(named, space.features, generator=generator) if moments else {},
+            provenance={"data": "random"},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_fixed_meta() -> MakeMeta:
+    """A meta-model of random weights whose architecture is fixed.
+
+    ``kind``: "cells", of a genotype with unequal weights and an operation twice on one edge;
+    "affine", the same with affine batch norms; "blocks", plain convolutional blocks.
+    """
+
+    def make(
+        kind: str, *, schedule: Schedule | None = None, moments: bool = False, in_channels: int = 1, seed: int = 0
+    ) -> MetaModel:
+        space: Space
+        if kind == "blocks":
+            space, genotype = ConvBlocks(filters=6, blocks=2, image_size=SIZE, in_channels=in_channels), NO_CELLS
+        else:
+            space, genotype = (
+                SearchSpace(
+                    channels=4, image_size=SIZE, in_channels=in_channels, cells=3, reduction_cells=(1,), nodes=2,
+                    affine=kind == "affine",
+                ),
+                FIXED,
+            )  # fmt: skip
+        weights = random_weights(space, genotype, seed=seed)
+        named = {f"network.{name}": value for name, value in weights.items()}
+        generator = torch.Generator().manual_seed(seed)
+        return MetaModel(
+            space=space,
+            weights=weights,
+            architecture={},
+            head_scale=10.0,
+            preprocessing=preprocessing_of(space),
+            schedule=schedule or Schedule(architecture_steps=4, weight_steps=3),
+            moments=random_moments(named, space.features, generator=generator) if moments else {},
+            genotype=genotype,
             provenance={"data": "random"},
         )
 

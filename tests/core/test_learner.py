@@ -10,11 +10,21 @@ from torch import Tensor
 
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import balanced_cross_entropy
-from metanas.learner import AdaptationTrace, Batches, StepReport, adapt, gradient_step, start_head, step_temperature
-from metanas.model import MetaModel, Schedule, TaskModel
+from metanas.learner import (
+    AdaptationTrace,
+    Batches,
+    StepReport,
+    adapt,
+    gradient_step,
+    operation_weights,
+    start_head,
+    step_temperature,
+)
+from metanas.model import MetaModel, TaskModel
 from metanas.optimizer import Parameters, build_optimizer
 from metanas.preprocessing import scale
-from metanas.relaxation import STRATEGIES, Strategy, relax
+from metanas.relaxation import RELAXATIONS, STRATEGIES, Relaxation, Strategy, initial_architecture, relax
+from metanas.schedule import Schedule
 from metanas.space import Genotype
 from metanas.tasks import SupportSet
 
@@ -157,9 +167,12 @@ def test_one_step_takes_weights_and_architecture_from_one_gradient_by_hand(make_
     class_weights = 1 / torch.tensor(support.shots, dtype=torch.float32)
     network = meta.build_network()
     architecture = {name: value.clone().requires_grad_() for name, value in meta.architecture.items()}
-    same: dict[str, Any] = {"temperature": 0.5, "strategy": "operations_and_inputs", "skip_below": 0.0}
+    schedule = Schedule(
+        learning_rate=1e-3, architecture_learning_rate=1e-2, architecture_weight_decay=0.0, skip_below=0.0
+    )
+    weights = operation_weights(network, architecture, schedule=schedule, temperature=0.5)
     head = start_head(
-        network, architecture=architecture, images=images, labels=support.labels, n_way=3, scale=10.0, **same
+        network, weights=weights, images=images, labels=support.labels, n_way=3, scale=10.0, skip_below=0.0
     )
     parameters = Parameters(network, head, architecture)
     mixtures = relax(architecture, meta.space, temperature=0.5)
@@ -169,12 +182,10 @@ def test_one_step_takes_weights_and_architecture_from_one_gradient_by_hand(make_
         balanced_cross_entropy(logits, support.labels, class_weights), list(named.values()), allow_unused=True
     )
     before = {name: value.detach().clone() for name, value in named.items()}
-    optimizer = build_optimizer(
-        parameters, {}, learning_rate=1e-3, architecture_learning_rate=1e-2, architecture_weight_decay=0.0
-    )
+    optimizer = build_optimizer(parameters, {}, schedule=schedule)
     gradient_step(
-        network, head, optimizer, architecture=architecture, images=images, labels=support.labels,
-        class_weights=class_weights, **same,
+        network, head, optimizer, weights=weights, images=images, labels=support.labels, class_weights=class_weights,
+        skip_below=0.0,
     )  # fmt: skip
     for (name, value), gradient in zip(named.items(), gradients, strict=True):
         rate = 1e-2 if name.startswith("architecture") else 1e-3
@@ -298,3 +309,58 @@ def test_batches_go_through_all_images_before_any_comes_again() -> None:
 def test_a_support_set_that_fits_goes_in_whole_and_in_order() -> None:
     batches = Batches(5, batch_size=20, generator=torch.Generator().manual_seed(0))
     assert batches.next().tolist() == batches.next().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("relaxation", ["gumbel", "gumbel_hard"])
+def test_gumbel_noise_repeats_with_the_seed_and_differs_with_another(
+    make_meta: Any, make_support: Any, relaxation: Relaxation
+) -> None:
+    """All images fit in one batch, so that nothing but the noise depends on the seed."""
+    meta, support = make_meta(schedule=replace(make_meta().schedule, relaxation=relaxation)), make_support()
+    first = adapt(meta, support, seed=5)
+    torch.manual_seed(12345)
+    assert _same_bits(first, adapt(meta, support, seed=5))
+    assert not _same_bits(first, adapt(meta, support, seed=6))
+    assert not _same_bits(first, adapt(meta, support, schedule=replace(meta.schedule, relaxation="softmax"), seed=5))
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+def test_every_relaxation_learns_the_weights_of_what_it_gives_weight(
+    make_meta: Any, make_support: Any, relaxation: Relaxation
+) -> None:
+    meta: MetaModel = make_meta(schedule=replace(make_meta().schedule, relaxation=relaxation, strategy="operations"))
+    trace, task = _trace(meta, make_support(), meta.schedule)
+    assert torch.isfinite(task.logits(_images(4))).all()
+    moved = {name for name, value in trace.one_shot.named_parameters() if not torch.equal(value, meta.weights[name])}
+    if relaxation == "gumbel_hard":  # four draws reach some operations only
+        assert {name for name in meta.weights if ".operations." not in name} < moved < meta.weights.keys()
+    else:
+        assert moved == meta.weights.keys()
+    for mixture in trace.mixtures.values():
+        torch.testing.assert_close(mixture.operations.sum(dim=1), torch.ones(5))
+
+
+def test_a_hard_choice_is_pruned_without_any_loss(make_meta: Any, make_support: Any) -> None:
+    meta = make_meta(schedule=replace(make_meta().schedule, relaxation="gumbel_hard"))
+    trace, task = _trace(meta, make_support(), meta.schedule)
+    assert {edge.weight for node in (*task.genotype.normal, *task.genotype.reduction) for edge in node} == {1.0}
+    images = scale(_images(12), meta.preprocessing)
+    weights = {name: mixture.rows for name, mixture in trace.mixtures.items()}
+    with torch.no_grad():
+        before = trace.head(trace.one_shot(images, weights))
+        torch.testing.assert_close(trace.pruned.train()(images), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_another_number_of_inputs_a_node_adapts_and_keeps_that_many(make_support: Any, make_meta: Any, k: int) -> None:
+    meta: MetaModel = make_meta()
+    space = replace(meta.space, inputs_per_node=k)
+    architecture = {**meta.architecture}
+    generator = torch.Generator().manual_seed(0)
+    for name, value in initial_architecture(space).items():
+        if ".beta." in name:
+            architecture[name] = torch.randn(value.shape, generator=generator)
+    schedule = replace(meta.schedule, relaxation="gumbel_hard")
+    task = adapt(replace(meta, space=space, architecture=architecture), make_support(), schedule=schedule)
+    for cell in (task.genotype.normal, task.genotype.reduction):
+        assert [len(node) for node in cell] == [min(k, 2), min(k, 3)]

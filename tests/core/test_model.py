@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from metanas.errors import InvalidConfigError
-from metanas.model import MetaModel, Schedule, total_parameters
-from metanas.network import Network, one_shot_plan
+from metanas.model import MetaModel, total_parameters
+from metanas.network import Network
 from metanas.preprocessing import Preprocessing
+from metanas.schedule import Schedule
 from metanas.space import SearchSpace
 
 NAN = float("nan")
@@ -29,6 +30,7 @@ NAN = float("nan")
         ({"threshold": 1.0}, "threshold must be between 0 and 1, got 1.0"),
         ({"skip_below": 0.01}, "skip_below must be at least 0 and under the threshold 0.01, got 0.01"),
         ({"strategy": "darts"}, "unknown strategy 'darts'; known are none, operations, operations_and_inputs"),
+        ({"relaxation": "gdas"}, "unknown relaxation 'gdas'; known are softmax, gumbel, gumbel_hard"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
@@ -37,7 +39,7 @@ def test_a_schedule_that_makes_no_sense_is_refused(values: dict[str, Any], messa
 
 
 def test_a_schedule_survives_json_and_refuses_what_it_does_not_know() -> None:
-    schedule = Schedule(architecture_steps=7, strategy="operations", temperature_end=0.1)
+    schedule = Schedule(architecture_steps=7, strategy="operations", temperature_end=0.1, relaxation="gumbel")
     values = json.loads(json.dumps(schedule.to_dict()))
     assert Schedule.from_dict(values) == schedule
     with pytest.raises(InvalidConfigError, match="Schedule has no setting momentum"):
@@ -84,4 +86,4 @@ def test_every_network_built_from_a_meta_model_is_a_copy(make_meta: Any) -> None
 
 
 def test_total_parameters_count_the_head_of_the_task() -> None:
-    assert total_parameters(Network(SearchSpace(), one_shot_plan(SearchSpace())), 20) == 462_272
+    assert total_parameters(Network(SearchSpace()), 20) == 462_272

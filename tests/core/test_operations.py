@@ -15,7 +15,11 @@ WEIGHTLESS = {"max_pool_3x3": 0, "avg_pool_3x3": 0, "skip_connect": 0}
 WITH_WEIGHTS = {"conv_1x5_5x1": 7_840, "conv_3x3": 1_036, "sep_conv_3x3": 2_072, "dil_conv_3x3": 1_036}
 
 
-@pytest.mark.parametrize(("name", "count"), {**WEIGHTLESS, **WITH_WEIGHTS}.items())
+# By hand for C = 28: a depthwise 5x5 has 25 * 28 = 700 weights, a pointwise 784.
+WITH_5X5 = {"conv_5x5": 1_484, "sep_conv_5x5": 2_968, "dil_conv_5x5": 1_484}
+
+
+@pytest.mark.parametrize(("name", "count"), {**WEIGHTLESS, **WITH_WEIGHTS, **WITH_5X5}.items())
 def test_parameters_of_an_operation_at_stride_1_are_those_of_section_9(name: str, count: int) -> None:
     assert count_parameters(build_operation(name, 28, stride=1)) == count
 
@@ -61,19 +65,20 @@ def test_an_unknown_operation_is_refused_with_the_names_of_those_there_are() -> 
 
 
 @pytest.mark.parametrize(
-    ("stride", "height", "width", "layout"),
-    list(itertools.product((1, 2), (1, 6, 7), (5, 8), (torch.contiguous_format, torch.channels_last))),
+    ("kernel", "stride", "height", "width", "layout"),
+    list(itertools.product((3, 5), (1, 2), (1, 6, 7), (5, 8), (torch.contiguous_format, torch.channels_last))),
 )
 def test_the_fast_dilated_convolution_is_the_plain_one_forward_and_backward(
-    stride: int, height: int, width: int, layout: torch.memory_format
+    kernel: int, stride: int, height: int, width: int, layout: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    fast = DilatedDepthwise(4, stride).double()
+    fast = DilatedDepthwise(4, stride, kernel=kernel).double()
+    assert fast.weight.shape == (4, 1, kernel, kernel)
     x = torch.randn(3, 4, height, width, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     plain_x, plain_weight = x.detach().clone().requires_grad_(), fast.weight.detach().clone().requires_grad_()
 
     y = fast(x)
-    plain_y = functional.conv2d(plain_x, plain_weight, stride=stride, padding=2, dilation=2, groups=4)
+    plain_y = functional.conv2d(plain_x, plain_weight, stride=stride, padding=kernel - 1, dilation=2, groups=4)
     torch.testing.assert_close(y, plain_y)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), plain_y.detach())
@@ -164,3 +169,98 @@ def test_a_scale_in_the_batch_norm_has_the_gradients_of_a_multiplication(
         return image.grad, mixture.grad
 
     torch.testing.assert_close(gradients(False), gradients(True), rtol=1e-4, atol=1e-4)
+
+
+def _normalised(x: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Batch norm written out, with biased variance."""
+    mean, variance = x.mean(dim=(0, 2, 3), keepdim=True), x.var(dim=(0, 2, 3), keepdim=True, correction=0)
+    y = (x - mean) / (variance + 1e-5).sqrt()
+    if gain is None or shift is None:
+        return y
+    return y * gain[:, None, None] + shift[:, None, None]
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("size", [6, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "rounds", "kernel", "dilation"),
+    [
+        ("conv_3x3", 1, 3, 1),
+        ("sep_conv_3x3", 2, 3, 1),
+        ("dil_conv_3x3", 1, 3, 2),
+        ("conv_5x5", 1, 5, 1),
+        ("sep_conv_5x5", 2, 5, 1),
+        ("dil_conv_5x5", 1, 5, 2),
+    ],
+)
+def test_a_separable_operation_equals_literal_convolutions_in_value_and_all_gradients(
+    name: str, rounds: int, kernel: int, dilation: int, stride: int, size: int, affine: bool
+) -> None:
+    """Rounds of ReLU, depthwise, pointwise, norm; a k x k kernel of dilation d has padding d (k - 1) / 2."""
+    torch.manual_seed(0)
+    operation = build_operation(name, 4, stride=stride, affine=affine).double()
+    if affine:
+        for norm in (module for module in operation.modules() if isinstance(module, BatchNorm)):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
+    assert operation.rectified
+    x = torch.randn(3, 4, size, size, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    learned = [x, scale, *operation.parameters()]
+
+    y = x
+    for index in range(rounds):
+        depthwise, pointwise, norm = operation.depthwise[index], operation.pointwise[index], operation.norms[index]
+        assert depthwise.weight.shape == (4, 1, kernel, kernel)
+        y = functional.conv2d(
+            y.clamp(min=0), depthwise.weight, stride=stride if index == 0 else 1,
+            padding=dilation * (kernel - 1) // 2, dilation=dilation, groups=4,
+        )  # fmt: skip
+        y = _normalised(torch.einsum("oi,bihw->bohw", pointwise.weight[:, :, 0, 0], y), norm.weight, norm.bias)
+    literal = y * scale
+    target = torch.randn_like(literal)
+    expected = torch.autograd.grad((literal * target).sum(), learned)
+
+    found = operation(functional.relu(x), scale)
+    torch.testing.assert_close(found, literal)
+    for gradient, expected_gradient in zip(torch.autograd.grad((found * target).sum(), learned), expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_affine_batch_norm_with_a_scale_equals_the_formula_in_value_and_gradients(
+    layout: torch.memory_format, training: bool
+) -> None:
+    """``scale * (gain * (x - mean) / sqrt(variance + epsilon) + shift)``: the scale reaches the shift too."""
+    torch.manual_seed(0)
+    norm = BatchNorm(6, affine=True).double()
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    norm.mean.copy_(torch.randn(6))
+    norm.variance.copy_(torch.rand(6) + 0.5)
+    norm.train(training)
+    x = torch.randn(5, 6, 4, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    scale = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
+    learned = [x, scale, norm.weight, norm.bias]
+    if training:
+        literal = scale * _normalised(x, norm.weight, norm.bias)
+    else:
+        mean, deviation = norm.mean[:, None, None], (norm.variance + 1e-5).sqrt()[:, None, None]
+        literal = scale * ((x - mean) / deviation * norm.weight[:, None, None] + norm.bias[:, None, None])
+    target = torch.randn(5, 6, 4, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    expected = torch.autograd.grad((literal * target).sum(), learned)
+
+    found = norm(x, scale)
+    torch.testing.assert_close(found, literal)
+    for gradient, expected_gradient in zip(torch.autograd.grad((found * target).sum(), learned), expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_affine_operation_has_two_parameters_more_a_channel_for_each_of_its_norms(name: str, stride: int) -> None:
+    plain, affine = (build_operation(name, 4, stride=stride, affine=flag) for flag in (False, True))
+    norms = 2 if name.startswith("sep") else 1
+    assert count_parameters(affine) == count_parameters(plain) + norms * 2 * 4

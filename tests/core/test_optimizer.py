@@ -1,6 +1,6 @@
 """Adam with beta_1 = 0 and stored moments, by hand and through a change of memory layout."""
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +8,9 @@ from torch import Tensor, nn
 
 from metanas.head import Head
 from metanas.optimizer import STEP, Parameters, build_optimizer, collect_moments
+from metanas.schedule import Schedule
 
-RATES: dict[str, Any] = {
-    "learning_rate": 0.1,
-    "architecture_learning_rate": 0.01,
-    "architecture_weight_decay": 0.0,
-}
+RATES = Schedule(learning_rate=0.1, architecture_learning_rate=0.01, architecture_weight_decay=0.0)
 
 
 class _Weights(nn.Module):
@@ -29,7 +26,7 @@ def test_a_step_from_stored_moments_by_hand() -> None:
         "architecture.alpha": torch.tensor([2.0]),
         STEP: torch.tensor(9.0),
     }
-    optimizer = build_optimizer(parameters, moments, **RATES)
+    optimizer = build_optimizer(parameters, moments, schedule=RATES)
     parameters.network.values.grad = torch.tensor([3.0])
     parameters.architecture["alpha"].grad = torch.tensor([-1.0])
     optimizer.step()
@@ -43,7 +40,7 @@ def test_a_step_from_stored_moments_by_hand() -> None:
 
 def test_from_zero_the_first_step_is_the_learning_rate_whatever_the_gradient() -> None:
     parameters = Parameters(_Weights(torch.zeros(3)), Head(1, 2))
-    optimizer = build_optimizer(parameters, {}, **RATES)
+    optimizer = build_optimizer(parameters, {}, schedule=RATES)
     parameters.network.values.grad = torch.tensor([1e-3, -5.0, 100.0])
     optimizer.step()
     torch.testing.assert_close(parameters.network.values.detach(), torch.tensor([-0.1, 0.1, -0.1]), rtol=1e-3, atol=0)
@@ -51,7 +48,7 @@ def test_from_zero_the_first_step_is_the_learning_rate_whatever_the_gradient() -
 
 def test_the_architecture_decays_and_the_weights_do_not() -> None:
     parameters = Parameters(_Weights(torch.ones(1)), Head(1, 2), {"alpha": torch.ones(1, requires_grad=True)})
-    optimizer = build_optimizer(parameters, {}, **{**RATES, "architecture_weight_decay": 0.5})
+    optimizer = build_optimizer(parameters, {}, schedule=replace(RATES, architecture_weight_decay=0.5))
     parameters.network.values.grad = torch.zeros(1)
     parameters.architecture["alpha"].grad = torch.zeros(1)
     optimizer.step()
@@ -68,7 +65,7 @@ def test_a_moment_meets_its_own_weight_whatever_the_memory_layout(shape: tuple[i
     def after(layout: torch.memory_format) -> Tensor:
         parameters = Parameters(_Weights(values.clone(memory_format=layout)), Head(1, 2))
         stored = {"network.values": moment.clone(), STEP: torch.tensor(100.0)}
-        optimizer = build_optimizer(parameters, stored, **RATES)
+        optimizer = build_optimizer(parameters, stored, schedule=RATES)
         parameters.network.values.grad = gradient.clone(memory_format=layout)
         optimizer.step()
         return parameters.network.values.detach()
@@ -78,7 +75,7 @@ def test_a_moment_meets_its_own_weight_whatever_the_memory_layout(shape: tuple[i
 
 def test_collected_moments_of_the_head_are_one_row_that_all_classes_start_from() -> None:
     parameters = Parameters(_Weights(torch.ones(1)), Head(2, 2), {"alpha": torch.zeros(1, requires_grad=True)})
-    optimizer = build_optimizer(parameters, {}, **RATES)
+    optimizer = build_optimizer(parameters, {}, schedule=RATES)
     parameters.head.weight.grad = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     parameters.head.bias.grad = torch.tensor([1.0, 3.0])
     optimizer.step()
@@ -90,14 +87,14 @@ def test_collected_moments_of_the_head_are_one_row_that_all_classes_start_from()
     assert "network.values" not in moments  # no step has reached it
 
     other = Parameters(_Weights(torch.ones(1)), Head(2, 3))
-    started = build_optimizer(other, moments, **RATES).state[other.head.weight]
+    started = build_optimizer(other, moments, schedule=RATES).state[other.head.weight]
     torch.testing.assert_close(started["exp_avg_sq"], torch.tensor([[0.005, 0.002]] * 3))
 
 
 def test_collecting_and_building_again_change_no_stored_moment() -> None:
     moments = {"network.values": torch.tensor([0.5]), STEP: torch.tensor(9.0)}
     parameters = Parameters(_Weights(torch.ones(1)), Head(1, 2))
-    optimizer = build_optimizer(parameters, moments, **RATES)
+    optimizer = build_optimizer(parameters, moments, schedule=RATES)
     parameters.network.values.grad = torch.ones(1)
     optimizer.step()
     collected = collect_moments(parameters, optimizer)

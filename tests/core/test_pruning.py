@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metanas.errors import InvalidConfigError
 from metanas.head import Head
-from metanas.network import Network, one_shot_plan
+from metanas.network import Network
 from metanas.operations import measuring
 from metanas.pruning import keep_above, keep_largest, prune
 from metanas.relaxation import STRATEGIES, Architecture, Mixture, Strategy, initial_architecture, relax
@@ -61,7 +61,7 @@ def test_no_node_ever_loses_all_its_inputs(strategy: Strategy) -> None:
     chance = random.Random(0)
     for trial in range(150):
         space = SearchSpace(
-            nodes=chance.randint(1, 4), inputs_per_node=chance.randint(1, 2),
+            nodes=chance.randint(1, 4), inputs_per_node=chance.randint(1, 3),
             operations=tuple(chance.sample(SearchSpace().operations, chance.randint(1, 7))),
         )  # fmt: skip
         torch.manual_seed(trial)
@@ -88,7 +88,7 @@ def _separated(space: SearchSpace, *, gap: float) -> Architecture:
 def _logits_before_and_after_pruning(strategy: Strategy) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     space = SearchSpace(channels=4, image_size=12)
-    network, head = Network(space, one_shot_plan(space)), Head(space.features, 5)
+    network, head = Network(space), Head(space.features, 5)
     torch.nn.init.normal_(head.weight, std=2.0)
     mixtures = relax(_separated(space, gap=1.0), space, temperature=0.05, strategy=strategy)
     weights = {name: mixture.rows for name, mixture in mixtures.items()}
@@ -116,3 +116,45 @@ def test_pruning_without_annealing_changes_logits_a_lot() -> None:
 def test_annealing_the_operations_only_still_changes_logits_a_lot_when_inputs_are_cut() -> None:
     before, after = _logits_before_and_after_pruning("operations")
     assert (before - after).abs().max() > 0.1
+
+
+def test_of_three_inputs_a_node_keeps_those_of_the_combination_that_won() -> None:
+    space = SearchSpace(nodes=3, inputs_per_node=3, operations=("conv_3x3", "skip_connect"))
+    architecture = initial_architecture(space)
+    assert [len(architecture[f"normal.beta.{node}"]) for node in range(3)] == [1, 1, 4]
+    for cell_type in ("normal", "reduction"):
+        architecture[f"{cell_type}.alpha"][:, 1] = 1.0
+        architecture[f"{cell_type}.beta.2"][2] = 1.0  # (0, 2, 3): the third of (0,1,2), (0,1,3), (0,2,3), (1,2,3)
+    genotype = prune(relax(architecture, space, temperature=0.05), space, strategy="operations_and_inputs")
+    for cell in (genotype.normal, genotype.reduction):
+        # The first two nodes have 2 and 3 inputs and keep all of them.
+        assert [[edge.source for edge in node] for node in cell] == [[0, 1], [0, 1, 2], [0, 2, 3]]
+        assert {edge.operation for node in cell for edge in node} == {"skip_connect"}
+        assert all(edge.weight == pytest.approx(1.0, abs=1e-6) for node in cell for edge in node)
+
+
+@pytest.mark.parametrize(("k", "kept"), [(1, [1, 1, 1]), (2, [2, 2, 2]), (3, [2, 3, 3])])
+def test_the_rule_of_darts_keeps_k_edges_a_node_or_as_many_as_there_are(k: int, kept: list[int]) -> None:
+    space = SearchSpace(inputs_per_node=k)
+    torch.manual_seed(0)
+    architecture = {name: torch.randn_like(value) for name, value in initial_architecture(space).items()}
+    genotype = prune(relax(architecture, space, temperature=0.05, strategy="none"), space, strategy="none")
+    assert [len({edge.source for edge in node}) for node in genotype.normal] == kept
+    assert [len(node) for node in genotype.normal] == kept
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_hard_choice_leaves_one_operation_of_weight_1_on_k_inputs(k: int) -> None:
+    space = SearchSpace(inputs_per_node=k)
+    torch.manual_seed(1)
+    architecture = {name: torch.randn_like(value) for name, value in initial_architecture(space).items()}
+    mixtures = relax(architecture, space, temperature=0.9, relaxation="gumbel_hard")
+    genotype = prune(mixtures, space, strategy="operations_and_inputs")
+    for cell_type in ("normal", "reduction"):
+        alphas = architecture[f"{cell_type}.alpha"]
+        for node, edges in enumerate(genotype.cell(cell_type)):
+            betas = architecture[f"{cell_type}.beta.{node}"]
+            assert tuple(edge.source for edge in edges) == space.combinations(node)[int(betas.argmax())]
+            for edge in edges:
+                row = space.edges.index((node, edge.source))
+                assert (edge.operation, edge.weight) == (space.operations[int(alphas[row].argmax())], 1.0)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from metanas.errors import InvalidConfigError
-from metanas.space import EdgeOperation, Genotype, SearchSpace
+from metanas.space import EdgeOperation, Genotype, SearchSpace, space_from_dict, space_to_dict
 
 SKIP = EdgeOperation(0, "skip_connect", 0.25)
 
@@ -18,7 +18,8 @@ SKIP = EdgeOperation(0, "skip_connect", 0.25)
         ({"channels": 2.5}, "channels must be a whole number of at least 1, got 2.5"),
         ({"nodes": True}, "nodes must be a whole number of at least 1, got True"),
         ({"image_size": "28"}, "image_size must be a whole number of at least 1, got '28'"),
-        ({"inputs_per_node": 3}, "inputs_per_node must be at most 2, the inputs of a cell's first node, got 3"),
+        ({"inputs_per_node": 0}, "inputs_per_node must be a whole number of at least 1, got 0"),
+        ({"channels": 1}, "channels must be at least 2, as reductions halve them, got 1"),
         ({"operations": ()}, "operations must be distinct and at least one"),
         ({"operations": ("conv_3x3", "conv_3x3")}, "operations must be distinct and at least one"),
         ({"reduction_cells": (1, 4)}, r"reduction_cells must name cells 0..3, got \(1, 4\)"),
@@ -81,3 +82,24 @@ def test_genotypes_that_differ_in_weights_only_have_one_structure() -> None:
     third = Genotype(normal=((EdgeOperation(1, "skip_connect", 0.25),),), reduction=((SKIP,),))
     assert one.structure() == other.structure()
     assert one.structure() != third.structure()
+
+
+def test_a_genotype_may_use_an_operation_twice_on_one_edge_and_survives_json() -> None:
+    twice = (EdgeOperation(0, "conv_3x3", 1.0), EdgeOperation(0, "conv_3x3", 0.5))
+    genotype = Genotype(normal=(twice,), reduction=((SKIP,),))
+    assert Genotype.from_dict(json.loads(json.dumps(genotype.to_dict()))) == genotype
+    assert genotype.structure()[0] == (((0, "conv_3x3"), (0, "conv_3x3")),)
+
+
+@pytest.mark.parametrize(("k", "counts"), [(1, [2, 3, 4]), (2, [1, 3, 6]), (3, [1, 1, 4]), (9, [1, 1, 1])])
+def test_a_node_with_fewer_inputs_than_k_has_one_combination_of_all_of_them(k: int, counts: list[int]) -> None:
+    space = SearchSpace(inputs_per_node=k)
+    assert [len(space.combinations(node)) for node in range(3)] == counts
+    assert space.combinations(0) == (((0,), (1,)) if k == 1 else ((0, 1),))
+
+
+def test_a_search_space_says_its_kind_in_files_and_without_one_it_is_meant() -> None:
+    space = SearchSpace(affine=True)
+    values = space_to_dict(space)
+    assert values["kind"] == "cells"
+    assert space_from_dict(values) == space == space_from_dict(space.to_dict())

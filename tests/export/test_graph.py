@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,9 @@ import torch
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
+from metanas.genotypes import GENOTYPES
 from metanas.model import TaskModel
+from metanas.operations import OPERATIONS
 from metanas.preprocessing import Preprocessing, prepare, scale
 from metanas.space import DEFAULT_OPERATIONS, Genotype
 from metanas_export import build_onnx, onnx_bytes
@@ -95,38 +96,24 @@ def test_a_blank_image_does_not_divide_by_zero(build_task) -> None:
     assert largest_difference(task, images) < LIMIT
 
 
-class _ConstantRows:
-    """Mixture weights that torch.export can trace: ``Cell.forward`` compares them in Python."""
-
-    def __init__(self, values: list[float]) -> None:
-        self.values = values
-
-    def detach(self) -> "_ConstantRows":
-        return self
-
-    def tolist(self) -> list[float]:
-        return self.values
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor(self.values[index])
-
-
 class _Traceable(torch.nn.Module):
+    """What torch.export can trace: without ``run``, the network compares its weights in Python."""
+
     def __init__(self, task: TaskModel) -> None:
         super().__init__()
         self.network, self.head = task.network.network, task.network.head
-        self.rows = {
-            kind: _ConstantRows([edge.weight for node in task.genotype.cell(kind) for edge in node])
-            for kind in ("normal", "reduction")
-        }
+        self.run = {kind: [True for node in task.genotype.cell(kind) for _ in node] for kind in ("normal", "reduction")}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        weights: Any = self.rows
-        return self.head(self.network(images, weights))
+        return self.head(self.network(images, run=self.run))
 
 
-def test_the_graph_answers_as_the_one_of_the_torch_exporter(build_task, cells) -> None:
-    task = build_task(cells["two_a_node"], channels=4, image_size=13, cells=2)
+@pytest.mark.parametrize("kind", ["cells", "affine", "blocks"])
+def test_the_graph_answers_as_the_one_of_the_torch_exporter(build_task, build_blocks, cells, kind) -> None:
+    if kind == "blocks":
+        task = build_blocks(filters=4, blocks=2, image_size=13)
+    else:
+        task = build_task(cells["two_a_node"], channels=4, image_size=13, cells=2, affine=kind == "affine")
     example = scale(random_images(task, 3), task.preprocessing)
     buffer = io.BytesIO()
     with torch.no_grad():
@@ -300,3 +287,128 @@ def test_the_file_alone_says_how_to_prepare_a_picture(build_task) -> None:
     by_words = (np.asarray(by_hand, dtype=np.float32) / 255 - 0.4) / 0.3
     served = scale(torch.from_numpy(prepare(picture, task.preprocessing))[None], task.preprocessing)[0, 0]
     np.testing.assert_allclose(by_words, served.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["conv_5x5", "sep_conv_5x5", "dil_conv_5x5"])
+@pytest.mark.parametrize("image_size", [14, 21])
+def test_each_5x5_operation_scores_as_torch_does(build_task, build_cell, name, image_size) -> None:
+    cell = build_cell([(0, name), (1, name)], [(0, name), (2, name)], [(1, name), (3, name)])
+    task = build_task(cell, image_size=image_size)
+    model = build_onnx(task)
+    assert largest_difference(task, random_images(task, 3), model.SerializeToString()) < LIMIT
+    depthwise = [node for node in model.graph.node if node.name.startswith(f"cell0/node0_from0_{name}/depthwise")]
+    assert len(depthwise) == (2 if name == "sep_conv_5x5" else 1)
+    padding, dilation = (4, 2) if name == "dil_conv_5x5" else (2, 1)
+    for node in depthwise:
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        assert attributes["kernel_shape"] == [5, 5]
+        assert (attributes["pads"], attributes["dilations"]) == ([padding] * 4, [dilation] * 2)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    ("image_size", "in_channels", "n_way", "channels"), [(28, 1, 5, 8), (27, 3, 2, 5), (5, 3, 3, 7)]
+)
+def test_all_operations_of_all_kinds_together_score_as_torch_does(
+    build_task, build_cell, affine, image_size, in_channels, n_way, channels
+) -> None:
+    names = list(OPERATIONS)
+    cell = build_cell(
+        [(0, name) for name in names] + [(1, "max_pool_3x3"), (0, "max_pool_3x3"), (0, "skip_connect")],
+        [(1, name) for name in names] + [(1, "sep_conv_5x5"), (0, "skip_connect")],
+        [(2, name) for name in names] + [(0, "max_pool_3x3"), (2, "conv_1x5_5x1"), (2, "conv_1x5_5x1")],
+    )
+    task = build_task(
+        cell, affine=affine, image_size=image_size, in_channels=in_channels, n_way=n_way, channels=channels
+    )
+    model = build_onnx(task)
+    onnx.checker.check_model(model, full_check=True)
+    for images in (task.support.images, random_images(task, 4)):
+        assert largest_difference(task, images, model.SerializeToString()) < LIMIT
+
+
+@pytest.mark.parametrize("name", GENOTYPES)
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("in_channels", "image_size", "cells"), [(1, 28, 4), (3, 33, 5)])
+def test_the_genotypes_of_the_papers_score_as_torch_does(
+    build_task, name, affine, in_channels, image_size, cells
+) -> None:
+    genotype = GENOTYPES[name]
+    task = build_task(
+        genotype.normal, genotype.reduction, affine=affine, in_channels=in_channels, image_size=image_size,
+        channels=5, cells=cells,
+    )  # fmt: skip
+    assert task.genotype == genotype
+    for images in (task.support.images, random_images(task, 4)):
+        assert largest_difference(task, images) < LIMIT
+
+
+def test_adapted_tasks_of_fixed_architectures_score_as_torch_does(adapted_fixed_tasks) -> None:
+    for task in adapted_fixed_tasks.values():
+        assert largest_difference(task, task.support.images) < LIMIT
+        assert largest_difference(task, random_images(task, 4)) < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("filters", "blocks", "in_channels", "image_size", "n_way"),
+    [(64, 4, 1, 28, 20), (8, 4, 3, 84, 5), (5, 3, 3, 13, 2), (6, 1, 1, 5, 40)],
+)
+def test_plain_blocks_score_as_torch_does(build_blocks, filters, blocks, in_channels, image_size, n_way) -> None:
+    task = build_blocks(filters=filters, blocks=blocks, in_channels=in_channels, image_size=image_size, n_way=n_way)
+    model = onnx_bytes(task)
+    for images in (task.support.images, random_images(task, 4), random_images(task, 1)):
+        assert largest_difference(task, images, model) < LIMIT
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_graph_of_plain_blocks_holds_their_layers_and_no_others(build_blocks, precision) -> None:
+    task = build_blocks(blocks=3, image_size=21)
+    model = build_onnx(task, precision=precision)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    assert kinds(model) == {
+        "Conv": 3, "Relu": 3, "MaxPool": 3, "Flatten": 1, "ReduceL2": 1, "Max": 1, "Div": 1, "Gemm": 1,
+        **({"Cast": 2} if precision == "fp16" else {}),
+    }  # fmt: skip
+    assert json.loads(properties(model)["metanas.genotype"]) == {"normal": [], "reduction": []}
+    names = [node.name for node in model.graph.node]
+    assert {"block0/conv", "block2/pool"} <= set(names)
+    assert len(set(names)) == len(names)
+    scores = task.logits(task.support.images)
+    limit = LIMIT if precision == "fp32" else 0.02 * float(scores.abs().max())
+    assert largest_difference(task, task.support.images, model.SerializeToString()) < limit
+
+
+def test_the_bias_of_a_convolution_is_folded_by_hand(build_blocks) -> None:
+    # norm(conv(x) + b) with gain g = 2 / sqrt(4), mean 3 and shift 5: g * (b - 3) + 5 is left of the bias.
+    task = build_blocks(filters=2, blocks=1, image_size=4)
+    network = task.network.network
+    norm = network.norms[0]
+    norm.weight.fill_(2.0)
+    norm.bias.fill_(5.0)
+    norm.mean.fill_(3.0)
+    norm.variance.fill_(4 - 1e-5)
+    network.convs[0].bias.copy_(torch.tensor([1.0, -7.0]))
+    values = {value.name: numpy_helper.to_array(value) for value in build_onnx(task).graph.initializer}
+    assert values["block0/conv/bias"] == pytest.approx([1.0 - 3 + 5, -7.0 - 3 + 5])
+    np.testing.assert_allclose(values["block0/conv/weight"], network.convs[0].weight.numpy(), rtol=1e-6)
+
+
+def test_an_operation_twice_on_one_edge_has_two_names_and_two_sets_of_weights(build_task, build_cell) -> None:
+    cell = build_cell([(0, "conv_3x3"), (0, "conv_3x3")], [(1, "max_pool_3x3"), (1, "max_pool_3x3")], [(3, "conv_3x3")])
+    task = build_task(cell, cells=2)
+    model = build_onnx(task)
+    values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    first, second = (values[f"cell1/node0_from0_conv_3x3{end}/pointwise/weight"] for end in ("", "_2"))
+    assert not np.array_equal(first, second)
+    assert kinds(model)["MaxPool"] == 2  # one in each cell: both edges pool alike
+    assert largest_difference(task, random_images(task, 3), model.SerializeToString()) < LIMIT
+
+
+def test_edges_that_pool_the_same_input_share_one_pooling_before_affine_norms_too(build_task, build_cell) -> None:
+    pools = [(0, "max_pool_3x3"), (1, "max_pool_3x3")]
+    task = build_task(build_cell(pools, pools, pools), affine=True)
+    model = build_onnx(task)
+    assert kinds(model)["MaxPool"] == 2 * 4
+    assert kinds(model)["Mul"] == 6 * 4
+    assert largest_difference(task, random_images(task, 3), model.SerializeToString()) < LIMIT

@@ -1,6 +1,7 @@
 """Real servers on free ports, in this process and as processes of their own, with small meta-models.
 
 tiny_meta, slow_meta   files: learnt in a moment; never finished in a test's time
+fixed_metas            files: learnt in a moment, their architecture fixed
 server                 one server in this process for all tests that only ask it things
 start_server           a server in this process, as a test wants it
 start_process          a server as a user starts it
@@ -23,11 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metanas.artifact import save_meta
-from metanas.model import MetaModel, Schedule
-from metanas.network import Network, one_shot_plan
+from metanas.backbone import build_backbone
+from metanas.genotypes import named_genotype
+from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
-from metanas.space import SearchSpace
+from metanas.schedule import Schedule
+from metanas.space import NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
 from metanas_serving.application import Application
@@ -43,14 +46,15 @@ SMALL_SPACE = SearchSpace(
 )
 
 
-def make_meta(space: SearchSpace, schedule: Schedule) -> MetaModel:
-    """A meta-model with random weights."""
+def make_meta(space: Space, schedule: Schedule, *, genotype: Genotype | None = None) -> MetaModel:
+    """A meta-model with random weights; one that searches unless a genotype is given."""
     torch.manual_seed(0)
-    weights = {name: value.detach() for name, value in Network(space, one_shot_plan(space)).named_parameters()}
+    weights = {name: value.detach() for name, value in build_backbone(space, genotype).named_parameters()}
     return MetaModel(
         space=space,
         weights=weights,
-        architecture=initial_architecture(space),
+        architecture=initial_architecture(space) if genotype is None else {},
+        genotype=genotype,
         head_scale=10.0,
         preprocessing=Preprocessing(invert=True),
         schedule=schedule,
@@ -63,6 +67,24 @@ def tiny_meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("meta") / "tiny.pt"
     save_meta(path, make_meta(SMALL_SPACE, Schedule(architecture_steps=3, weight_steps=3)))
     return path
+
+
+@pytest.fixture(scope="session")
+def fixed_metas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of meta-models whose architecture is fixed: AutoMeta's cells, and plain blocks."""
+    folder, schedule = tmp_path_factory.mktemp("fixed"), Schedule(architecture_steps=3, weight_steps=3)
+    metas = {
+        "autometa": make_meta(
+            SearchSpace(channels=4, cells=2, reduction_cells=(1,), nodes=5, affine=True),
+            schedule,
+            genotype=named_genotype("autometa"),
+        ),
+        "blocks": make_meta(ConvBlocks(filters=8), schedule, genotype=NO_CELLS),
+    }
+    paths = {name: folder / f"{name}.pt" for name in metas}
+    for name, meta in metas.items():
+        save_meta(paths[name], meta)
+    return paths
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import torch
 
 from metanas.artifact import save_meta, task_to_bytes
 from metanas.learner import adapt
-from metanas.model import Schedule
+from metanas.schedule import Schedule
 from metanas.tasks import SupportSet
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving import application, cli

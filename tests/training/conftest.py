@@ -1,15 +1,20 @@
 """Classes of made-up pictures, small enough to meta-train on in seconds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metanas.preprocessing import Preprocessing
+from metanas.schedule import Schedule
 from metanas.space import SearchSpace
-from metanas_training.config import Plan, TrainingConfig
+from metanas_training.config import NetworkConfig, Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
+from metanas_training.state import State, new_state
 
 SIZE = 8
 
@@ -45,15 +50,45 @@ def make_classes() -> MakeClasses:
 
 
 @pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Eight class folders of four pictures."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        folder = tmp_path / "pictures" / f"class{number}"
+        folder.mkdir(parents=True)
+        pattern = rng.integers(0, 2, (8, 8, 1)) * 150
+        for image in range(4):
+            pixels = (pattern + rng.integers(0, 90, (8, 8, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{image}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
 def make_config() -> Callable[..., TrainingConfig]:
     """A run of a few steps."""
 
     def make(**values: Any) -> TrainingConfig:
         few: dict[str, Any] = {
             "plan": Plan(warm_up=3, search=4, fall=2, joint=3),
-            "channels": 4, "image_size": SIZE, "n_way": 3, "train_shots": 2, "meta_batch_size": 2, "inner_steps": 2,
-            "inner_batch_size": 4, "pair_classes": 4, "validations": 2, "validation_tasks": 1, "eval_tasks": 2,
+            "network": NetworkConfig(channels=4, cells=2, reduction_cells=(1,)), "image_size": SIZE, "n_way": 3,
+            "train_shots": 2, "meta_batch_size": 2, "inner_steps": 2, "task": Schedule(batch_size=4), "pair_classes": 4,
+            "validations": 2, "validation_tasks": 1, "eval_tasks": 2, "device": "cpu",
         }  # fmt: skip
         return TrainingConfig(**{**few, **values})
+
+    return make
+
+
+@pytest.fixture
+def make_state() -> Callable[[TrainingConfig], State]:
+    """The start of a run on images of the small size; its supervised warm-up tells 8 classes apart."""
+
+    def make(config: TrainingConfig) -> State:
+        return new_state(
+            config,
+            space=config.network.space(Preprocessing(height=SIZE, width=SIZE)),
+            genotype=config.network.fixed_genotype(),
+            classes=8 if config.warm_up == "supervised" else None,
+        )
 
     return make

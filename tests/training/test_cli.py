@@ -7,14 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from metanas.artifact import load_meta
 from metanas_training.cli import main
-from metanas_training.evaluate import TaskScore, summarise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(REPOSITORY / "training" / "meta_train.py")]
@@ -22,20 +19,6 @@ TINY = [
     "--device", "cpu", "--channels", "4", "--image-size", "8", "--grey", "--ways", "2", "--train-shots", "2",
     "--meta-batch-size", "2", "--pair-classes", "4", "--eval-tasks", "1",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Eight class folders of four pictures."""
-    rng = np.random.default_rng(0)
-    for number in range(8):
-        folder = tmp_path / "pictures" / f"class{number}"
-        folder.mkdir(parents=True)
-        pattern = rng.integers(0, 2, (8, 8, 1)) * 150
-        for image in range(4):
-            pixels = (pattern + rng.integers(0, 90, (8, 8, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{image}.png")
-    return tmp_path / "pictures"
 
 
 def _arguments(pictures: Path, output: Path, *more: str) -> list[str]:
@@ -61,7 +44,7 @@ def test_training_writes_a_meta_model_its_json_and_tensorboard_scalars(pictures:
     }  # fmt: skip
     assert provenance["data"] == "folder:pictures/train"
     assert provenance["plan"] == {"warm_up": 2, "search": 8, "joint": 2}
-    assert provenance["configuration"]["channels"] == 4
+    assert provenance["configuration"]["network"]["channels"] == 4
     for protocol in ("inductive", "transductive"):
         assert 0 <= provenance["held_out"][protocol]["mean"] <= 1
     assert [row["step"] for row in report["history"]][-1] == 12
@@ -71,18 +54,21 @@ def test_training_writes_a_meta_model_its_json_and_tensorboard_scalars(pictures:
     assert (meta.space.channels, meta.space.image_size, meta.space.in_channels) == (4, 8, 1)
     assert meta.moments
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["phase"] for row in rows] == ["warm_up"] * 2 + ["search"] * 8 + ["joint"] * 2
+    assert json.loads((output / "config.json").read_text()) == provenance["configuration"]
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["command"][0] == "meta_train.py"
     assert main(_arguments(pictures, output)) == 2  # a second run does not overwrite the first
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterrupted_run(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    score = TaskScore(
-        inductive=0.5, transductive=0.5, prototype=0.5, pruning_loss=0.0, parameter_count=1, adapt_seconds=1.0,
-        structure="",
-    )  # fmt: skip
-    monkeypatch.setattr("metanas_training.cli.evaluate", lambda *_, **__: summarise("not measured", 2, 1, [score]))
-    sizes = ("--meta-epochs", "2", "--warm-up-steps", "20", "--search-steps", "2")
+    few = ("--set", "task.architecture_steps=1", "--set", "task.weight_steps=1")
+    sizes = ("--meta-epochs", "2", "--warm-up-steps", "20", "--search-steps", "2", *few)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     with subprocess.Popen(
         [*TRAIN, *_arguments(pictures, stopped, *sizes)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -122,7 +108,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterr
         (["--channels", "0"], 2, "channels must be a whole number of at least 1, got 0"),
         (["--channels", "1"], 2, "channels must be at least 2, as reductions halve them, got 1"),
         (["--meta-epochs", "2", "--search-steps", "1", "--fall-steps", "3"], 2, "no more fall than search"),
-        (["--data", "mnist"], 1, "unknown data set 'mnist'; there are glyphs, omniglot and folder:PATH"),
+        (["--data", "mnist"], 1, "unknown data set 'mnist'; there are glyphs, omniglot"),
+        (["--warm-up", "maml"], 2, "warm_up must be prototype, supervised, meta, got 'maml'"),
+        (["--config", "/nowhere.toml"], 2, "cannot read /nowhere.toml: No such file"),
         (["--data", "folder:/nowhere"], 1, "/nowhere is not a folder"),
         (["--resume", "/nowhere", "--seed", "3"], 2, "--resume takes all settings from the run; leave out --seed"),
         (["--resume", "/nowhere"], 1, "no checkpoint /nowhere/checkpoint.pt; start without --resume"),
@@ -143,7 +131,6 @@ def test_wrong_arguments_exit_with_their_code_and_a_message(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--warm-up", "maml"], "invalid choice: 'maml'"),
         (["--seed", "one"], "invalid int value: 'one'"),
         (["--depth", "3"], "unrecognized arguments: --depth 3"),
     ],

@@ -1,6 +1,7 @@
 """A run that was stopped ends in the same bits as one that was not; and accuracy rises."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,15 @@ from torch import Tensor
 
 from metanas.artifact import pack
 from metanas.errors import ArtifactError, CorruptArtifactError, WrongKindError
-from metanas.space import SearchSpace
+from metanas.schedule import Schedule
 from metanas_training import loop
-from metanas_training.config import Plan, TrainingConfig
+from metanas_training.config import NetworkConfig, Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
-from metanas_training.errors import CheckpointError
+from metanas_training.errors import CheckpointError, NonFiniteError
 from metanas_training.loop import StepOutcome, Trainer
-from metanas_training.state import State, load_checkpoint, new_state, save_checkpoint
+from metanas_training.state import State, load_checkpoint, save_checkpoint
 
-
-def _space(config: TrainingConfig) -> SearchSpace:
-    return SearchSpace(channels=config.channels, image_size=8, cells=2, reduction_cells=(1,))
+MakeState = Callable[[TrainingConfig], State]
 
 
 def _everything(state: State) -> dict[str, Tensor]:
@@ -28,8 +27,11 @@ def _everything(state: State) -> dict[str, Tensor]:
         **dict(state.network.named_parameters()),
         **state.architecture,
         **{f"moments/{name}": value for name, value in state.moments.items()},
+        **{f"step_rates/{name}": value for name, value in state.step_rates.items()},
         "log_scale": state.log_scale,
     }
+    if state.classifier is not None:
+        tensors["classifier"] = state.classifier
     for number, values in enumerate(state.optimizer.state.values()):
         tensors.update({f"optimizer/{number}/{name}": value for name, value in values.items()})
     return {name: value.detach() for name, value in tensors.items()}
@@ -54,13 +56,31 @@ def classes(make_classes: Any) -> tuple[ImageClasses, ImageClasses]:
     return make_classes(), make_classes(seed=1)
 
 
-@pytest.mark.parametrize("warm_up", ["prototype", "reptile"])
+MAML = {"meta_learner": "maml", "task": Schedule(batch_size=4, optimizer="sgd"), "meta_optimizer": "adam",
+        "meta_learning_rate": 1e-3, "multi_step_loss": True, "learned_rates": True}  # fmt: skip
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "search after prototypes": {"warm_up": "prototype"},
+    "the paper": {"warm_up": "meta"},
+    "search after a classifier": {"warm_up": "supervised", "prototype_batches": 2},
+    "a fixed genotype with DropPath": {
+        "network": NetworkConfig(kind="fixed", genotype="metanas_omniglot", channels=4, affine=True), "drop_path": 0.3,
+    },
+    "REPTILE's CNN": {"network": NetworkConfig(kind="conv_blocks", filters=4, blocks=2), "warm_up": "meta"},
+    "MAML++": MAML,
+    "Gumbel": {"task": Schedule(batch_size=4, relaxation="gumbel")},
+    "together": {"together": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_run_resumed_from_any_phase_ends_in_the_bits_of_an_uninterrupted_one(
-    make_config: Any, classes: Any, tmp_path: Path, warm_up: str
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path, experiment: str
 ) -> None:
-    search = 4 if warm_up == "prototype" else 0
-    config = make_config(warm_up=warm_up, plan=Plan(warm_up=3, search=search, fall=search // 2, joint=3))
-    whole = new_state(config, _space(config))
+    values = EXPERIMENTS[experiment]
+    searches = "network" not in values and values.get("warm_up") != "meta"
+    search = 4 if searches else 0
+    config = make_config(**values, plan=Plan(warm_up=3, search=search, fall=search // 2, joint=3))
+    whole = make_state(config)
     outcomes = _run(config, whole, classes, tmp_path / "whole.pt")
     steps = 6 + search
     assert [outcome.step for outcome in outcomes] == list(range(1, steps + 1))
@@ -70,8 +90,8 @@ def test_a_run_resumed_from_any_phase_ends_in_the_bits_of_an_uninterrupted_one(
     # Inside each phase and at each border.
     for stop_at in (2, 3, 5, 8) if search else (2, 3, 5):
         path = tmp_path / f"{stop_at}.pt"
-        first = _run(config, new_state(config, _space(config)), classes, path, stop_at=stop_at)
-        loaded_config, state = load_checkpoint(path, _space)
+        first = _run(config, make_state(config), classes, path, stop_at=stop_at)
+        loaded_config, state = load_checkpoint(path)
         assert loaded_config == config
         torch.manual_seed(99)
         second = _run(loaded_config, state, classes, path)
@@ -87,10 +107,10 @@ def test_a_run_resumed_from_any_phase_ends_in_the_bits_of_an_uninterrupted_one(
 
 
 def test_the_architecture_rests_in_the_warm_up_and_learns_in_search_and_joint_phase(
-    make_config: Any, classes: Any, tmp_path: Path
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path
 ) -> None:
     config = make_config()
-    state = new_state(config, _space(config))
+    state = make_state(config)
     seen: list[tuple[str, Tensor, Tensor]] = []
     trainer = Trainer(config, state, train=classes[0], validation=classes[1], checkpoint=tmp_path / "c.pt")
 
@@ -111,65 +131,43 @@ def test_the_architecture_rests_in_the_warm_up_and_learns_in_search_and_joint_ph
 
 
 def test_a_run_planned_by_minutes_keeps_its_plan_when_resumed(
-    make_config: Any, classes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(plan=None, minutes=0.02)
     planned = Plan(warm_up=3, search=2, fall=1, joint=1)
-    monkeypatch.setattr(loop.Trainer, "_plan_for_minutes", lambda _: planned)
-    _run(config, new_state(config, _space(config)), classes, tmp_path / "c.pt", stop_at=2)
-    monkeypatch.setattr(loop.Trainer, "_plan_for_minutes", lambda _: pytest.fail("planned anew"))
-    loaded, state = load_checkpoint(tmp_path / "c.pt", _space)
+    monkeypatch.setattr(loop, "plan_for_minutes", lambda *_, **__: planned)
+    _run(config, make_state(config), classes, tmp_path / "c.pt", stop_at=2)
+    monkeypatch.setattr(loop, "plan_for_minutes", lambda *_, **__: pytest.fail("planned anew"))
+    loaded, state = load_checkpoint(tmp_path / "c.pt")
     assert state.plan == planned
     assert [outcome.step for outcome in _run(loaded, state, classes, tmp_path / "c.pt")] == [3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("warm_up", ["prototype", "reptile"])
-def test_more_minutes_make_a_longer_plan_and_every_plan_has_steps(
-    make_config: Any, classes: Any, tmp_path: Path, warm_up: str, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_of_another_kind_or_none_is_refused(
+    make_config: Any, make_state: MakeState, tmp_path: Path
 ) -> None:
-    def plan(minutes: float) -> Plan:
-        config = make_config(plan=None, minutes=minutes, warm_up=warm_up)
-        trainer = Trainer(
-            config,
-            new_state(config, _space(config)),
-            train=classes[0],
-            validation=classes[1],
-            checkpoint=tmp_path / "c",
-        )
-        monkeypatch.setattr(trainer, "_time_prototype", lambda: 0.5)
-        return trainer._plan_for_minutes()
-
-    assert plan(100).warm_up > plan(10).warm_up > plan(0.001).warm_up == 1
-    assert plan(100).joint > plan(0.001).joint == 1
-    if warm_up == "prototype":
-        # 30 % of 48 x 100 seconds at half a second a step.
-        assert plan(100).warm_up == 2880
-        assert plan(100).search > plan(100).fall > 0
-
-
-def test_a_checkpoint_of_another_kind_or_none_is_refused(make_config: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint .*/none\.pt; start without --resume"):
-        load_checkpoint(tmp_path / "none.pt", _space)
+        load_checkpoint(tmp_path / "none.pt")
     (tmp_path / "meta.pt").write_bytes(pack("metanas-edge/meta-model", {}, {}))
     with pytest.raises(WrongKindError, match=r"is a meta-model \(meta.pt\); expected metanas-edge/training-checkpoint"):
-        load_checkpoint(tmp_path / "meta.pt", _space)
-    save_checkpoint(tmp_path / "c.pt", new_state(make_config(), _space(make_config())), make_config())
+        load_checkpoint(tmp_path / "meta.pt")
+    save_checkpoint(tmp_path / "c.pt", make_state(make_config()), make_config())
     (tmp_path / "short.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:5000])
     with pytest.raises(CorruptArtifactError, match=r"short\.pt \(5000 bytes\) is truncated or damaged"):
-        load_checkpoint(tmp_path / "short.pt", _space)
+        load_checkpoint(tmp_path / "short.pt")
     (tmp_path / "bare.pt").write_bytes(pack("metanas-edge/training-checkpoint", {}, {}))
     with pytest.raises(ArtifactError, match=r"bare\.pt is incomplete or contradicts itself: 'config'"):
-        load_checkpoint(tmp_path / "bare.pt", _space)
+        load_checkpoint(tmp_path / "bare.pt")
 
 
 def test_a_failed_validation_does_not_leave_the_network_normalising_with_one_task(
-    make_config: Any, classes: Any, tmp_path: Path
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path
 ) -> None:
     """Validation freezes statistics for its own use only: with or without it, the weights come out the same."""
     results = []
     for validations in (1, 10):
         config = make_config(validations=validations)
-        state = new_state(config, _space(config))
+        state = make_state(config)
         _run(config, state, classes, tmp_path / f"{validations}.pt")
         assert state.network.training
         results.append(_everything(state))
@@ -177,14 +175,46 @@ def test_a_failed_validation_does_not_leave_the_network_normalising_with_one_tas
 
 
 def test_a_few_dozen_prototype_steps_lift_accuracy_on_unseen_classes_well_above_chance(
-    make_config: Any, make_classes: Any, tmp_path: Path
+    make_config: Any, make_state: MakeState, make_classes: Any, tmp_path: Path
 ) -> None:
     train, validation = make_classes(count=40, noise=96), make_classes(count=12, seed=1, noise=96)
     config = make_config(
         plan=Plan(warm_up=40, search=0, fall=0, joint=0), pair_classes=16, n_way=10, validation_tasks=4, validations=2,
         prototype_learning_rate=3e-3,
     )  # fmt: skip
-    state = new_state(config, _space(config))
+    state = make_state(config)
     outcomes = _run(config, state, (train, validation), tmp_path / "c.pt")
     assert outcomes[-1].loss < 0.8 * outcomes[0].loss
     assert state.history[-1]["accuracy"] > 0.4  # chance is 0.1
+
+
+@pytest.mark.parametrize("phase", ["warm_up", "joint"])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_task(
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path, phase: str
+) -> None:
+    plan = Plan(warm_up=2) if phase == "warm_up" else Plan(joint=2)
+    config = make_config(plan=plan)
+    state = make_state(config)
+
+    def spoil(outcome: StepOutcome) -> None:
+        with torch.no_grad():
+            state.network.stem.weight[0] = torch.nan
+
+    trainer = Trainer(config, state, train=classes[0], validation=classes[1], checkpoint=tmp_path / "c.pt")
+    where = "warm_up step 2 .step 2 of 2.: the loss is nan at batch 1" if phase == "warm_up" else (
+        "joint step 2 .step 2 of 2.: the loss is nan at inner step 1 of task 1"
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match=f"^{where}; lower the learning rates"):
+        trainer.run(on_step=spoil, should_stop=lambda: False)
+
+
+def test_a_supervised_warm_up_learns_to_tell_the_training_classes_apart(
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path
+) -> None:
+    config = make_config(
+        warm_up="supervised", plan=Plan(warm_up=60), pair_classes=16, prototype_learning_rate=1e-2,
+        network=NetworkConfig(kind="conv_blocks", filters=8, blocks=2),
+    )  # fmt: skip
+    outcomes = _run(config, make_state(config), classes, tmp_path / "c.pt")
+    assert outcomes[0].accuracy < 0.5
+    assert outcomes[-1].accuracy > 0.9

@@ -1,41 +1,115 @@
 """One run of meta-training, as a value.
 
     TrainingConfig   every setting; saved beside what it produced
+    NetworkConfig    what is trained: a search space, a fixed genotype, or REPTILE's CNN
     Plan             how many steps each phase has
+    read_config      a TOML file  ->  TrainingConfig
 
 Phases, in order:
 
-    warm_up   weights only, all operations at equal weight; by Reptile (the paper) or by a prototype loss
-    search    prototype warm-up only: the architecture learns too while the temperature falls once,
-              then the weights of what is left learn on
-    joint     Algorithm 2: Reptile on weights and architecture
+    warm_up   weights only, all operations at equal weight; by the prototype loss, by a classifier over
+              all training classes, or by the meta-learner itself (the paper)
+    search    after a prototype warm-up of a search space: the architecture learns too while the
+              temperature falls once, then the weights of what is left learn on
+    joint     Algorithm 1: the meta-learner on weights and, unless it is fixed, architecture
 
 Defaults of the joint phase: Table 4, for Omniglot.
 """
 
+import json
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from metanas.errors import InvalidConfigError
-from metanas.model import Schedule
+from metanas.genotypes import GENOTYPES, named_genotype
+from metanas.preprocessing import Preprocessing
+from metanas.schedule import Schedule
+from metanas.space import DEFAULT_OPERATIONS, NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
 
-WarmUp = Literal["prototype", "reptile"]
+WarmUp = Literal["prototype", "supervised", "meta"]
+Learner = Literal["reptile", "maml", "first_order_maml"]
+Kind = Literal["search", "fixed", "conv_blocks"]
+Precision = Literal["float32", "bfloat16", "float16"]
+MetaOptimizer = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Steps of each phase."""
 
-    warm_up: int
-    search: int
-    fall: int
+    warm_up: int = 0
+    search: int = 0
+    fall: int = 0
     """The first so many search steps, in which the architecture learns and the temperature falls."""
-    joint: int
+    joint: int = 0
+
+    def __post_init__(self) -> None:
+        if min(asdict(self).values()) < 0 or self.fall > self.search:
+            raise InvalidConfigError(f"the plan must have no negative steps and no more fall than search: {self}")
 
     def phases(self) -> tuple[tuple[str, int], ...]:
         """(name, steps) in order."""
         return (("warm_up", self.warm_up), ("search", self.search), ("joint", self.joint))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """What is trained; the sizes of images come from the data."""
+
+    kind: Kind = "search"
+    genotype: str = ""
+    """Of kind "fixed": a name of ``metanas.genotypes``, or a file that ``meta_evaluate.py`` wrote."""
+    channels: int = 28
+    cells: int = 4
+    reduction_cells: tuple[int, ...] = (1, 3)
+    nodes: int = 3
+    inputs_per_node: int = 2
+    operations: tuple[str, ...] = DEFAULT_OPERATIONS
+    stem_multiplier: int = 3
+    affine: bool = False
+    filters: int = 64
+    """Of kind "conv_blocks"."""
+    blocks: int = 4
+    """Of kind "conv_blocks"."""
+
+    def __post_init__(self) -> None:
+        _check_choice("network.kind", self.kind, Kind)
+        if (self.kind == "fixed") != bool(self.genotype):
+            raise InvalidConfigError(
+                f'network.genotype belongs to kind "fixed" and is needed there; got {self.genotype!r} '
+                f"with kind {self.kind!r}; known names are {', '.join(GENOTYPES)}"
+            )
+
+    def fixed_genotype(self) -> Genotype | None:
+        """The architecture where it is fixed; None: it is searched.
+
+        Raises:
+            InvalidConfigError: an unknown name, or a file that holds no genotype.
+        """
+        if self.kind == "search":
+            return None
+        if self.kind == "conv_blocks":
+            return NO_CELLS
+        if not self.genotype.endswith(".json"):
+            return named_genotype(self.genotype)
+        try:
+            values = json.loads(Path(self.genotype).read_text(encoding="utf-8"))
+            return Genotype.from_dict(values["genotype"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidConfigError(
+                f"{self.genotype} holds no genotype ({error}); take the genotype.json of meta_evaluate.py"
+            ) from error
+
+    def space(self, preprocessing: Preprocessing) -> Space:
+        """The sizes, for images as ``preprocessing`` makes them."""
+        images: dict[str, Any] = {"in_channels": preprocessing.channels, "image_size": preprocessing.height}
+        if self.kind == "conv_blocks":
+            return ConvBlocks(filters=self.filters, blocks=self.blocks, **images)
+        same = {one.name: getattr(self, one.name) for one in fields(SearchSpace) if one.name not in images}
+        return SearchSpace(**same, **images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +121,26 @@ class TrainingConfig:
     """
 
     data: str = "glyphs"
-    channels: int = 28
     image_size: int | None = None
     grey: bool = False
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": CUDA where there is one."""
     threads: int = 1
     """Torch threads; the bits of the result depend on it."""
-    warm_up: WarmUp = "prototype"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    task: Schedule = field(default_factory=Schedule)
+    """How tasks are learned, in the joint phase (``inner_steps`` of it) and later from the meta-model."""
     plan: Plan | None = None
-    """None: chosen from ``minutes`` by measuring one step first."""
+    """None: chosen from ``minutes`` by measuring first."""
     minutes: float = 10.0
+    joint_share: float = 0.18
+    """Of the minutes, for the joint phase, where the warm-up is another one."""
+    warm_up: WarmUp = "prototype"
     pair_classes: int = 64
-    """Classes of a batch of the prototype loss, two drawings each."""
+    """Classes of a batch of the prototype loss, two drawings each; a supervised batch has as many images."""
+    prototype_batches: int = 1
+    """Batches of a step of the prototype or supervised loss; processes share them."""
     prototype_learning_rate: float = 1e-3
     search_architecture_travel: float = 1.0
     """How far an architecture parameter can go while the temperature falls: learning rate times steps."""
@@ -67,17 +148,30 @@ class TrainingConfig:
     """Where the temperature of the search phase falls to, geometrically from 1."""
     search_skip_below: float = 1e-3
     """Operations of a smaller weight are not run in the search phase."""
+    meta_learner: Learner = "reptile"
     meta_batch_size: int = 10
     n_way: int = 20
     train_shots: int = 10
+    train_queries: int = 1
+    """Query images a class in meta-training tasks; MAML only."""
     inner_steps: int = 5
-    inner_batch_size: int = 20
-    inner_learning_rate: float = 1e-3
-    inner_architecture_learning_rate: float = 5e-4
     meta_learning_rate: float = 1.0
-    """Falls linearly to zero over the joint phase (and over a Reptile warm-up), as in Reptile."""
+    """Falls linearly to zero over the joint phase (and over a warm-up by the meta-learner), as in Reptile."""
     meta_architecture_learning_rate: float = 0.6
-    temperature_end: float = 0.05
+    meta_optimizer: MetaOptimizer = "sgd"
+    """MAML: plain steps (equation 8), or Adam."""
+    multi_step_loss: bool = False
+    """MAML++: the query loss after every inner step counts, at first."""
+    learned_rates: bool = False
+    """MAML++: a learning rate for each parameter tensor and inner step is meta-learned."""
+    step_rate_learning_rate: float = 1e-4
+    gradient_clip: float = 0.0
+    """MAML: largest norm of a task's meta-gradient; 0: any."""
+    drop_path: float = 0.0
+    together: bool = False
+    """Reptile: learn the tasks of a meta-batch in one go, as on a GPU, in place of one by one."""
+    precision: Precision = "float32"
+    """Of ``together``: of the forward passes."""
     checkpoint_minutes: float = 5.0
     validations: int = 10
     """How often accuracy on validation classes is measured, over the whole run."""
@@ -90,7 +184,10 @@ class TrainingConfig:
         for name in ("minutes", "checkpoint_minutes", "meta_learning_rate", "prototype_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidConfigError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
-        for name in ("meta_batch_size", "train_shots", "inner_steps", "eval_tasks", "eval_shots", "threads"):
+        for name in (
+            "meta_batch_size", "train_shots", "inner_steps", "eval_tasks", "eval_shots", "threads", "prototype_batches",
+            "train_queries",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
@@ -99,19 +196,30 @@ class TrainingConfig:
             raise InvalidConfigError(
                 f"n_way and pair_classes must be at least 2, got {self.n_way} and {self.pair_classes}"
             )
-        if self.warm_up not in ("prototype", "reptile"):
-            raise InvalidConfigError(f"warm_up must be prototype or reptile, got {self.warm_up!r}")
-        if self.plan is not None and (min(asdict(self.plan).values()) < 0 or self.plan.fall > self.plan.search):
-            raise InvalidConfigError(f"the plan must have no negative steps and no more fall than search: {self.plan}")
-
-    def schedule(self) -> Schedule:
-        """How the tasks of the joint phase, and later the tasks of users, are learned."""
-        return Schedule(
-            batch_size=self.inner_batch_size,
-            learning_rate=self.inner_learning_rate,
-            architecture_learning_rate=self.inner_architecture_learning_rate,
-            temperature_end=self.temperature_end,
-        )
+        _check_choice("warm_up", self.warm_up, WarmUp)
+        _check_choice("meta_learner", self.meta_learner, Learner)
+        _check_choice("meta_optimizer", self.meta_optimizer, MetaOptimizer)
+        _check_choice("precision", self.precision, Precision)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidConfigError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if not 0 <= self.drop_path < 1:
+            raise InvalidConfigError(f"drop_path must be at least 0 and under 1, got {self.drop_path}")
+        if not 0 <= self.joint_share <= 1:
+            raise InvalidConfigError(f"joint_share must be 0..1, got {self.joint_share}")
+        maml = self.meta_learner != "reptile"
+        if maml and (self.together or self.drop_path):
+            raise InvalidConfigError("together and drop_path are for meta_learner reptile")
+        if maml and self.task.optimizer != "sgd":
+            raise InvalidConfigError('MAML takes plain inner steps: set optimizer = "sgd" in [task]')
+        if not self.gradient_clip >= 0:
+            raise InvalidConfigError(f"gradient_clip must be at least 0, got {self.gradient_clip}")
+        only_maml = ("multi_step_loss", "learned_rates", "gradient_clip")
+        if not maml and (any(getattr(self, name) for name in only_maml) or self.meta_optimizer == "adam"):
+            raise InvalidConfigError(f"{', '.join(only_maml)} and meta_optimizer adam are for MAML")
+        if self.precision != "float32" and not self.together:
+            raise InvalidConfigError(f"precision {self.precision} is for together")
+        if self.plan is not None and self.plan.search and (self.network.kind != "search" or self.warm_up == "meta"):
+            raise InvalidConfigError("plan.search is for a search space after a prototype or supervised warm-up")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
@@ -119,6 +227,57 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":
-        """The inverse of ``to_dict``."""
-        plan = values.get("plan")
-        return cls(**{**values, "plan": Plan(**plan) if plan else None})
+        """The inverse of ``to_dict``; what is missing has its default.
+
+        Raises:
+            InvalidConfigError: an unknown key, or a value of the wrong type or out of range.
+        """
+        values = dict(values)
+        for name, kind in (("network", NetworkConfig), ("task", Schedule), ("plan", Plan)):
+            if values.get(name) is not None:
+                values[name] = _build(kind, values[name], where=f"[{name}]")
+        config: TrainingConfig = _build(cls, values, where="the configuration")
+        return config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, as ``TrainingConfig.from_dict`` takes them.
+
+    Raises:
+        InvalidConfigError: there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InvalidConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _build(kind: type[Any], values: Any, *, where: str) -> Any:
+    """A dataclass from plain values, each of its field's type."""
+    if not isinstance(values, dict):
+        raise InvalidConfigError(f"{where} must be a table, got {values!r}")
+    defaults = {one.name: getattr(kind(), one.name) for one in fields(kind)}
+    unknown = sorted(set(values) - set(defaults))
+    if unknown:
+        raise InvalidConfigError(f"{where} has no setting {', '.join(unknown)}; there are {', '.join(defaults)}")
+    return kind(**{name: _of_type(f"{where} {name}", value, defaults[name]) for name, value in values.items()})
+
+
+def _of_type(name: str, value: Any, default: Any) -> Any:
+    """``value`` as the type of ``default``: whole numbers may stand for floats, lists for tuples."""
+    if default is None or is_dataclass(default) or value is None:
+        return value
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise InvalidConfigError(f"{name} must be {type(default).__name__}, got {value!r}")
+    return value
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise InvalidConfigError(f"{name} must be {', '.join(get_args(choices))}, got {value!r}")

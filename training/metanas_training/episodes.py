@@ -3,6 +3,7 @@
     generator_for   run seed and place in the run  ->  its own generator
     sample_episode  classes, ways, shots           ->  support and query images
     sample_pairs    classes                        ->  two images of each of many classes
+    sample_images   classes                        ->  images of any class, with its number
 
 Every episode has a generator of its own, made from the seed and the number of the step, so a
 resumed run draws what an uninterrupted one would have drawn.
@@ -79,6 +80,20 @@ def sample_pairs(classes: ImageClasses, *, count: int, generator: torch.Generato
         first.append(images[one])
         second.append(images[other])
     return torch.stack(first + second)
+
+
+def sample_images(classes: ImageClasses, *, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One image each of ``count`` classes drawn with replacement.
+
+    Returns:
+        uint8 ``(count, channels, height, width)`` and int64 ``(count,)``, the number of the class.
+    """
+    labels = torch.randint(len(classes), (count,), generator=generator)
+    chosen = []
+    for label in labels.tolist():
+        images, _ = _class(classes, label)
+        chosen.append(images[int(torch.randint(len(images), (1,), generator=generator))])
+    return torch.stack(chosen), labels
 
 
 def _class(classes: ImageClasses, chosen: int) -> tuple[Tensor, str]:

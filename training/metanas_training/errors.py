@@ -2,8 +2,12 @@
 
 TrainingError(MetaNASError)
 ├── DatasetError       the data are not there, or too few
-└── CheckpointError    a checkpoint that does not belong to this run
+├── CheckpointError    a checkpoint that does not belong to this run
+├── NonFiniteError     a loss that is no number
+└── WorkerLostError    another process of a distributed run is gone
 """
+
+import math
 
 from metanas.errors import MetaNASError
 
@@ -18,3 +22,19 @@ class DatasetError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint was made with another configuration."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss is infinite or no number."""
+
+
+class WorkerLostError(TrainingError):
+    """Another process of a distributed run ended or cannot be reached."""
+
+
+def check_finite(loss: float, where: str) -> None:
+    """Raise NonFiniteError if ``loss`` is not finite; ``where`` names step and task."""
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss is {loss} at {where}; lower the learning rates, or resume from the last checkpoint with others"
+        )

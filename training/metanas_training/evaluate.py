@@ -1,15 +1,16 @@
 """How good a meta-model is on classes it has never seen.
 
     prototype_accuracy   no adaptation: for a look during training
-    evaluate_task        one episode, learned and answered in both protocols
-    evaluate             many of them
+    evaluate_task        one episode, learned and answered in both protocols  ->  TaskScore
+    summarise            the scores of many tasks  ->  Evaluation
+    evaluate             both, in this process
 
 *Inductive*: batch norm frozen at the support set's statistics, each image scored by itself:
 what a user gets. *Transductive*: all query images normalised together, as in the paper.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,19 +18,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metanas.head import prototypes
-from metanas.learner import AdaptationTrace, adapt
+from metanas.backbone import Backbone
+from metanas.cost import multiply_adds
+from metanas.head import Head, prototypes
+from metanas.learner import AdaptationTrace, adapt, operation_weights
 from metanas.model import MetaModel
-from metanas.network import Network
 from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing, scale
-from metanas.relaxation import relax
+from metanas.space import Genotype
 from metanas.task_network import TaskNetwork
+from metanas_training.architectures import count_structures
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import Episode, generator_for, sample_episode
+from metanas_training.errors import TrainingError
 
 EVALUATION = 9
 """Place of evaluation among the generators of a seed."""
+
+
+class EvaluationError(TrainingError):
+    """What was asked cannot be measured here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +48,26 @@ class TaskScore:
     transductive: float
     prototype: float
     """Inductive, with the prototype head and without any adaptation step."""
-    pruning_loss: float
-    """Inductive accuracy of the one-shot network less that of the pruned one, before its weight steps."""
+    support_accuracy: float
+    """Fraction of the support images that the finished network classifies right."""
+    pruning_loss: float | None
+    """Inductive accuracy of the one-shot network less that of the pruned one, before its weight
+    steps; None where nothing is pruned."""
     parameter_count: int
+    multiply_adds: int
+    """Of the task network, for one image."""
     adapt_seconds: float
-    structure: str
-    """The genotype without its weights."""
+    genotype: Genotype
+    """What the task network consists of, with the weights of its operations."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for files."""
+        return {**asdict(self), "genotype": self.genotype.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TaskScore":
+        """The inverse of ``to_dict``."""
+        return cls(**{**values, "genotype": Genotype.from_dict(values["genotype"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +93,11 @@ class Evaluation:
     inductive: Estimate
     transductive: Estimate
     prototype: Estimate
-    pruning_loss: Estimate
+    support_accuracy: Estimate
+    pruning_loss: Estimate | None
+    """None where nothing is pruned."""
     parameter_count: float
+    multiply_adds: float
     adapt_seconds: float
     structures: int
     """Number of different architectures among the tasks."""
@@ -93,11 +118,18 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 @torch.no_grad()
 def prototype_accuracy(
-    network: Network, weights: dict[str, Tensor], episode: Episode, *, preprocessing: Preprocessing, skip_below: float
+    network: Backbone,
+    weights: Mapping[str, Tensor] | None,
+    episode: Episode,
+    *,
+    preprocessing: Preprocessing,
+    skip_below: float,
 ) -> float:
     """Inductive accuracy of the nearest prototype, without adaptation.
 
-    ``network`` is left in training mode.
+    Args:
+        network: left in training mode.
+        weights: ``learner.operation_weights``; None where the architecture is fixed.
     """
     device = next(network.parameters()).device
     support = scale(episode.support.images.to(device), preprocessing)
@@ -117,6 +149,52 @@ def accuracy(network: TaskNetwork, images: Tensor, labels: Tensor) -> float:
     return float((network(images).argmax(dim=1) == labels).float().mean())
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledEpisode:
+    """An episode as networks see it, its classes in canonical order as during adaptation."""
+
+    support: Tensor
+    """float32 ``(images, channels, H, W)``."""
+    queries: Tensor
+    """float32 ``(queries, channels, H, W)``."""
+    labels: Tensor
+    """int64 ``(queries,)``."""
+
+
+def scale_episode(episode: Episode, preprocessing: Preprocessing) -> ScaledEpisode:
+    """Put an episode into canonical order and scale its pixels."""
+    support, order = episode.support.canonical()
+    return ScaledEpisode(
+        support=scale(support.images, preprocessing).contiguous(memory_format=torch.channels_last),
+        queries=scale(episode.query_images, preprocessing),
+        labels=torch.tensor([order.index(label) for label in episode.query_labels.tolist()], dtype=torch.int64),
+    )
+
+
+@torch.no_grad()
+def inductive_accuracy(
+    network: Backbone,
+    head: Head,
+    weights: Mapping[str, Tensor] | None,
+    episode: ScaledEpisode,
+    *,
+    skip_below: float = 0.0,
+) -> float:
+    """Accuracy with the statistics of the support set, of a network that is still being learned.
+
+    Args:
+        network: left in training mode; only the statistics that it keeps for evaluation change.
+        head: its rows are in canonical order.
+        weights: of the operations; None where the architecture is fixed.
+    """
+    with measuring(network):
+        network(episode.support, weights, skip_below=skip_below)
+    network.eval()
+    logits = head(network(episode.queries, weights, skip_below=skip_below))
+    network.train()
+    return float((logits.argmax(dim=1) == episode.labels).float().mean())
+
+
 def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskScore:
     """Learn one episode and answer its queries in both protocols."""
     queries = scale(episode.query_images, meta.preprocessing)
@@ -128,60 +206,53 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
     task.network.train()
     transductive = accuracy(task.network, queries, episode.query_labels)
     task.network.eval()
-    start = relax(
-        meta.architecture,
-        meta.space,
-        temperature=meta.schedule.temperature_start,
-        strategy=meta.schedule.strategy,
+    network = meta.build_network()
+    start = operation_weights(
+        network, meta.architecture, schedule=meta.schedule, temperature=meta.schedule.temperature_start
     )
     return TaskScore(
         inductive=inductive,
         transductive=transductive,
         prototype=prototype_accuracy(
-            meta.build_network(),
-            {name: mixture.rows for name, mixture in start.items()},
-            episode,
-            preprocessing=meta.preprocessing,
-            skip_below=meta.schedule.skip_below,
+            network, start, episode, preprocessing=meta.preprocessing, skip_below=meta.schedule.skip_below
         ),
-        pruning_loss=_pruning_loss(meta, episode, traces[0]),
+        support_accuracy=task.report.support_accuracy,
+        pruning_loss=_pruning_loss(meta, episode, traces[0]) if traces else None,
         parameter_count=task.report.parameter_count,
+        multiply_adds=multiply_adds(meta.space, task.genotype, n_way=episode.support.n_way),
         adapt_seconds=seconds,
-        structure=str(task.genotype.structure()),
+        genotype=task.genotype,
     )
 
 
-@torch.no_grad()
 def _pruning_loss(meta: MetaModel, episode: Episode, trace: AdaptationTrace) -> float:
-    support = scale(episode.support.images, meta.preprocessing)
-    queries = scale(episode.query_images, meta.preprocessing)
-    # The trace's classes are in canonical order: the labels must follow.
-    _, order = episode.support.canonical()
-    labels = torch.tensor([order.index(label) for label in episode.query_labels.tolist()])
+    scaled = scale_episode(episode, meta.preprocessing)
     weights = {name: mixture.rows for name, mixture in trace.mixtures.items()}
-    with measuring(trace.one_shot):
-        trace.one_shot(support, weights)
-    trace.one_shot.eval()
-    one_shot = float((trace.head(trace.one_shot(queries, weights)).argmax(dim=1) == labels).float().mean())
-    trace.pruned.freeze_statistics(support)
-    return one_shot - accuracy(trace.pruned, queries, labels)
+    one_shot = inductive_accuracy(trace.one_shot, trace.head, weights, scaled)
+    return one_shot - inductive_accuracy(trace.pruned.network, trace.pruned.head, None, scaled)
+
+
+def draw_tasks(
+    classes: ImageClasses, *, n_way: int, n_shot: int, n_query: int, tasks: int, seed: int
+) -> Iterator[Episode]:
+    """The episodes of an evaluation, one at a time: the same for every meta-model, by seed."""
+    for task in range(tasks):
+        yield sample_episode(
+            classes, n_way=n_way, n_shot=n_shot, n_query=n_query, generator=generator_for(seed, EVALUATION, task)
+        )
 
 
 def sample_tasks(
     classes: ImageClasses, *, n_way: int, n_shot: int, n_query: int, tasks: int, seed: int
 ) -> list[Episode]:
-    """The episodes of an evaluation: the same for every meta-model, by seed."""
-    return [
-        sample_episode(
-            classes, n_way=n_way, n_shot=n_shot, n_query=n_query, generator=generator_for(seed, EVALUATION, task)
-        )
-        for task in range(tasks)
-    ]
+    """All of ``draw_tasks`` at once."""
+    return list(draw_tasks(classes, n_way=n_way, n_shot=n_shot, n_query=n_query, tasks=tasks, seed=seed))
 
 
 def summarise(data: str, n_way: int, n_shot: int, scores: Sequence[TaskScore]) -> Evaluation:
     """Means and intervals over tasks."""
-    structures = [score.structure for score in scores]
+    pruning_losses = [score.pruning_loss for score in scores if score.pruning_loss is not None]
+    counts = count_structures([score.genotype for score in scores])
     return Evaluation(
         data=data,
         n_way=n_way,
@@ -190,11 +261,13 @@ def summarise(data: str, n_way: int, n_shot: int, scores: Sequence[TaskScore]) -
         inductive=estimate([score.inductive for score in scores]),
         transductive=estimate([score.transductive for score in scores]),
         prototype=estimate([score.prototype for score in scores]),
-        pruning_loss=estimate([score.pruning_loss for score in scores]),
+        support_accuracy=estimate([score.support_accuracy for score in scores]),
+        pruning_loss=estimate(pruning_losses) if pruning_losses else None,
         parameter_count=float(np.mean([score.parameter_count for score in scores])),
+        multiply_adds=float(np.mean([score.multiply_adds for score in scores])),
         adapt_seconds=float(np.mean([score.adapt_seconds for score in scores])),
-        structures=len(set(structures)),
-        most_common_share=max(structures.count(one) for one in set(structures)) / len(structures),
+        structures=len(counts),
+        most_common_share=max(counts.values()) / len(scores),
     )
 
 
@@ -216,7 +289,7 @@ def evaluate(
         on_task: told after every task.
     """
     scores = []
-    for episode in sample_tasks(classes, n_way=n_way, n_shot=n_shot, n_query=n_query, tasks=tasks, seed=seed):
+    for episode in draw_tasks(classes, n_way=n_way, n_shot=n_shot, n_query=n_query, tasks=tasks, seed=seed):
         scores.append(evaluate_task(meta, episode, seed=seed))
         if on_task is not None:
             on_task(scores[-1])

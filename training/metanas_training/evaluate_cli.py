@@ -1,99 +1,116 @@
-"""The command line of evaluation: a meta-model and held-out classes in, accuracies out.
+"""The command line of evaluation: meta-models and held-out classes in, accuracies out.
 
-Exit codes: 0 done; 1 a file or the data cannot be used; 2 wrong arguments.
+Several meta-models are runs of one experiment with different seeds. All see the same tasks.
+
+Exit codes: 0 done; 1 a file or the data cannot be used, or a process died; 2 wrong arguments;
+130 stopped by Ctrl-C. An interrupted evaluation that is started again with the same ``--output``
+goes on from the tasks that are done.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from metanas.allocator import keep_freed_memory
-from metanas.artifact import load_meta, write_atomically
 from metanas.errors import MetaNASError
-from metanas.model import MetaModel
-from metanas_training.cli import summary
-from metanas_training.datasets import data_root, load_classes
-from metanas_training.episodes import Episode
-from metanas_training.evaluate import TaskScore, evaluate_task, sample_tasks, summarise
+from metanas_training.datasets import ImageClasses, data_root, load_classes
+from metanas_training.evaluate import draw_tasks, summarise
+from metanas_training.evaluation_folder import check_drawing, write_evaluation
+from metanas_training.evaluation_pool import EvaluationPool
+from metanas_training.journal import Journal
+from metanas_training.report import RunResult, summary_of_runs
+from metanas_training.run_files import RunFile, read_runs
+
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate a meta-model from command-line arguments; the exit code comes back."""
+    """Evaluate meta-models from command-line arguments; the exit code comes back."""
+    arguments = _parse(argv)
+    try:
+        files = read_runs(arguments.meta)
+        if arguments.output is not None:
+            if arguments.figures:
+                check_drawing()
+            arguments.output.mkdir(parents=True, exist_ok=True)
+        classes = load_classes(
+            arguments.data,
+            arguments.split,
+            preprocessing=files[0].meta.preprocessing,
+            root=arguments.data_root or data_root(),
+        )
+        runs = _evaluate(files, classes, arguments)
+    except (MetaNASError, OSError) as error:
+        print(f"meta_evaluate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        rest = f"; the same command goes on from there: --output {arguments.output}" if arguments.output else ""
+        print(f"meta_evaluate: stopped{rest}", file=sys.stderr)
+        return INTERRUPTED
+    print(summary_of_runs(runs))
+    if arguments.output is not None:
+        print(f"wrote {arguments.output}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="meta_evaluate.py", description="Accuracy of a meta-model on classes it has never seen."
+        prog="meta_evaluate.py",
+        description="Accuracy of meta-models on classes they have never seen.",
+        epilog="Exit codes: 0 done, 1 a file or the data cannot be used, 2 wrong arguments, 130 stopped.",
     )
     add = parser.add_argument
-    add("--meta", type=Path, required=True, help="meta.pt")
-    add("--data", default="omniglot", help="glyphs, omniglot or folder:PATH")
+    add("--meta", type=Path, nargs="+", required=True, metavar="FILE", help="meta.pt; several: seeds of one experiment")
+    add("--data", default="omniglot", help="as for meta_train.py: glyphs, omniglot, folder:PATH, ...")
     add("--data-root", type=Path, default=None)
     add("--split", default="test", choices=["train", "val", "test"])
     add("--ways", type=int, default=20)
     add("--shots", type=int, default=1)
     add("--queries", type=int, default=15, help="images of each class to classify, or all that remain")
     add("--tasks", type=int, default=100)
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the tasks")
     add("--jobs", type=int, default=1, help="processes, each with one torch thread")
-    add("--json", type=Path, default=None, help="where to write the numbers")
+    add("--output", type=Path, default=None, metavar="DIR", help="where to write numbers and figures")
+    add("--curve-tasks", type=int, default=5, help="tasks followed step by step, with --output (default: %(default)s)")
+    add("--curve-every", type=int, default=5, metavar="STEPS", help="steps between two of its points")
+    add("--no-figures", action="store_false", dest="figures", help="numbers only")
     arguments = parser.parse_args(argv)
-    for name in ("ways", "shots", "queries", "tasks", "jobs"):
+    for name in ("ways", "shots", "queries", "tasks", "jobs", "curve_every"):
         if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.seed < 0:
-        parser.error(f"--seed must be at least 0, got {arguments.seed}")
-    try:
-        meta = load_meta(arguments.meta)
-        classes = load_classes(
-            arguments.data,
-            arguments.split,
-            preprocessing=meta.preprocessing,
-            root=arguments.data_root or data_root(),
-        )
-        episodes = sample_tasks(
-            classes,
-            n_way=arguments.ways,
-            n_shot=arguments.shots,
-            n_query=arguments.queries,
-            tasks=arguments.tasks,
-            seed=arguments.seed,
-        )
-        scores = _scores(meta, episodes, jobs=arguments.jobs, seed=arguments.seed)
-        result = summarise(classes.name, arguments.ways, arguments.shots, scores)
-        if arguments.json is not None:
-            write_atomically(arguments.json, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
-    except (MetaNASError, OSError) as error:
-        print(f"meta_evaluate: {error}", file=sys.stderr)
-        return 1
-    print(summary(result))
-    return 0
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    for name in ("seed", "curve_tasks"):
+        if getattr(arguments, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} must be at least 0, got {getattr(arguments, name)}")
+    return arguments
 
 
-def _scores(meta: MetaModel, episodes: Sequence[Episode], *, jobs: int, seed: int) -> list[TaskScore]:
-    work = [(meta, episode, seed) for episode in episodes]
-    with (
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool,
-        tqdm(total=len(work), unit="task") as bar,
-    ):
-        scores = []
-        for score in pool.map(_score, work):
-            scores.append(score)
-            bar.update()
-            mean = sum(one.inductive for one in scores) / len(scores)
-            bar.set_postfix_str(f"inductive {100 * mean:.2f} %")
-    return scores
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-def _score(work: tuple[MetaModel, Episode, int]) -> TaskScore:
-    meta, episode, seed = work
-    return evaluate_task(meta, episode, seed=seed)
+def _evaluate(files: Sequence[RunFile], classes: ImageClasses, arguments: argparse.Namespace) -> list[RunResult]:
+    settings = {
+        "n_way": arguments.ways, "n_shot": arguments.shots, "n_query": arguments.queries, "seed": arguments.seed,
+    }  # fmt: skip
+    runs: list[RunResult] = []
+    journals: list[Journal] = []
+    trajectories = {}
+    followed = min(arguments.curve_tasks, arguments.tasks) if arguments.output is not None else 0
+    with EvaluationPool([file.meta for file in files], jobs=arguments.jobs, seed=arguments.seed) as pool:
+        for index, file in enumerate(files):
+            episodes = draw_tasks(classes, tasks=arguments.tasks, **settings)
+            journals.append(Journal(arguments.output, file, data=classes.name, settings=settings))
+            with journals[-1] as journal:
+                if journal.scores:
+                    print(f"{file.name}: {len(journal.scores)} tasks are done already", file=sys.stderr)
+                scores = pool.score(index, episodes, tasks=arguments.tasks, journal=journal, label=file.name)
+            evaluation = summarise(classes.name, arguments.ways, arguments.shots, scores)
+            runs.append(RunResult(file=file, scores=tuple(scores), evaluation=evaluation))
+            trajectories[file.name] = pool.follow(
+                index, draw_tasks(classes, tasks=followed, **settings), tasks=followed, every=arguments.curve_every,
+                label=file.name,
+            )  # fmt: skip
+    if arguments.output is not None:
+        write_evaluation(
+            arguments.output, runs, trajectories,
+            n_query=arguments.queries, seed=arguments.seed, figures=arguments.figures,
+        )  # fmt: skip
+    for journal in journals:
+        journal.remove()
+    return runs

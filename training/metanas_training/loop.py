@@ -4,7 +4,7 @@
 
 The loop knows neither the command line nor where data come from. Every step depends only on
 the state before it and on its own number, so a run that was stopped and resumed ends in the
-same bits as one that was not.
+same bits as one that was not, and so does one that several processes share.
 
 Source: Elsken et al., CVPR 2020, Algorithms 1 and 2.
 """
@@ -12,26 +12,36 @@ Source: Elsken et al., CVPR 2020, Algorithms 1 and 2.
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from metanas.model import Schedule
+from metanas.errors import InvalidConfigError
+from metanas.learner import operation_weights
+from metanas.network import Network
 from metanas.preprocessing import Preprocessing, scale
-from metanas.relaxation import relax
+from metanas.schedule import Schedule
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
-from metanas_training.episodes import generator_for, sample_episode, sample_pairs
+from metanas_training.episodes import generator_for, sample_episode, sample_images, sample_pairs
+from metanas_training.errors import NonFiniteError, WorkerLostError, check_finite
 from metanas_training.evaluate import estimate, prototype_accuracy, sample_tasks
-from metanas_training.prototype import prototype_step
-from metanas_training.reptile import meta_step
+from metanas_training.group import Group
+from metanas_training.maml import MAML, initial_step_rates
+from metanas_training.meta_learner import ARCHITECTURE, NETWORK, Contribution, MetaLearner, MetaTask
+from metanas_training.planning import plan_for_minutes
+from metanas_training.prototype import add, descend, gradients, prototype_loss, supervised_loss
+from metanas_training.reptile import Reptile
 from metanas_training.state import State, save_checkpoint
+from metanas_training.together import TogetherReptile
 
 logger = logging.getLogger(__name__)
 
-WARM_UP, SEARCH, JOINT, CALIBRATION = 0, 1, 2, 8
+WARM_UP, SEARCH, JOINT = 0, 1, 2
 VALIDATION_SEED = 1
 
 
@@ -48,9 +58,9 @@ class StepOutcome:
     accuracy: float
     """On training classes."""
     tasks: int
-    """Tasks the step learned from; a batch of pairs counts as one."""
+    """Tasks the step learned from, in all processes; a batch of pairs counts as one."""
     images: int
-    """Images that went forward and backward."""
+    """Images that went forward and backward, in all processes."""
     seconds: float
     validation: float | None
     """Accuracy on validation classes where it was measured after this step."""
@@ -64,6 +74,10 @@ class Trainer:
         state: where to start from; changed by every step.
         train, validation: classes of the two splits.
         checkpoint: where checkpoints go.
+        group: the processes that share the run.
+
+    Raises:
+        InvalidConfigError: fewer tasks in a meta-batch than processes.
     """
 
     def __init__(
@@ -74,22 +88,41 @@ class Trainer:
         train: ImageClasses,
         validation: ImageClasses,
         checkpoint: Path,
+        group: Group | None = None,
     ) -> None:
-        self.config, self.state = config, state
+        self.config, self.state, self.group = config, state, group or Group()
         self.train, self.validation = train, validation
         self.checkpoint = checkpoint
         self.preprocessing: Preprocessing = train.preprocessing
-        self.schedule = config.schedule()
+        if config.learned_rates and not state.step_rates:
+            state.step_rates = initial_step_rates(state.network, state.architecture, self._inner_schedule())
+        for name in ("meta_batch_size", "prototype_batches"):
+            if getattr(config, name) < self.group.size:
+                raise InvalidConfigError(
+                    f"{name} is {getattr(config, name)}, too few for {self.group.size} processes to share; "
+                    f"set it to {self.group.size} or more"
+                )
 
     def run(self, *, on_step: Callable[[StepOutcome], None], should_stop: Callable[[], bool]) -> bool:
         """Go on until the plan is done.
 
         Returns:
-            True when the plan is done; False when ``should_stop`` asked to stop. Either way a
-            checkpoint has been written.
+            True when the plan is done; False when ``should_stop`` asked to stop, in any process.
+            Either way a checkpoint has been written.
+
+        Raises:
+            NonFiniteError: a loss is not finite; the message names the step.
+            WorkerLostError: another process is gone; the leading one has written a checkpoint.
         """
+        try:
+            return self._run(on_step=on_step, should_stop=should_stop)
+        except WorkerLostError:
+            self._save()  # a step changes the state only after the sum in which the loss was noticed
+            raise
+
+    def _run(self, *, on_step: Callable[[StepOutcome], None], should_stop: Callable[[], bool]) -> bool:
         state = self.state
-        state.plan = state.plan or self.config.plan or self._plan_for_minutes()
+        state.plan = state.plan or self.config.plan or self._plan()
         phases = state.plan.phases()
         steps = sum(count for _, count in phases)
         every = max(1, steps // max(1, self.config.validations))
@@ -97,35 +130,46 @@ class Trainer:
         while state.phase < len(phases):
             name, count = phases[state.phase]
             while state.step < count:
-                if should_stop():
-                    save_checkpoint(self.checkpoint, state, self.config)
+                if self.group.any(should_stop()):
+                    self._save()
                     return False
-                started = time.perf_counter()
-                loss, accuracy, tasks, images = self._step(count)
+                done = sum(earlier for _, earlier in phases[: state.phase]) + state.step + 1
+                started, cpu_started = time.perf_counter(), time.process_time()
+                with _naming(f"{name} step {state.step + 1} (step {done} of {steps})"):
+                    outcome, images = self._step()
                 seconds = time.perf_counter() - started
                 state.step += 1
                 state.seconds += seconds
-                done = sum(earlier for _, earlier in phases[: state.phase]) + state.step
+                state.cpu_seconds += time.process_time() - cpu_started
                 validation = self._validate(done) if done % every == 0 or done == steps else None
-                on_step(StepOutcome(name, done, steps, loss, accuracy, tasks, images, seconds, validation))
+                on_step(
+                    StepOutcome(
+                        name, done, steps, outcome.loss, outcome.accuracy, outcome.tasks, images, seconds, validation
+                    )
+                )
                 if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
-                    save_checkpoint(self.checkpoint, state, self.config)
+                    self._save()
                     saved = time.monotonic()
             if state.phase == SEARCH and count:
                 self._fold_temperature()
             state.phase, state.step = state.phase + 1, 0
-        save_checkpoint(self.checkpoint, state, self.config)
+        self._save()
         return True
 
-    def _step(self, count: int) -> tuple[float, float, int, int]:
-        """Loss, accuracy, tasks and images of one step of the current phase."""
-        if self.state.phase == JOINT:
-            return self._meta_step(count, learn_architecture=True)
-        if self.config.warm_up == "reptile":
-            return self._meta_step(count, learn_architecture=False)
-        return self._prototype_step(self.state.phase, self.state.step)
+    def _save(self) -> None:
+        if self.group.leads:
+            save_checkpoint(self.checkpoint, self.state, self.config)
 
-    def _prototype_step(self, phase: int, step: int) -> tuple[float, float, int, int]:
+    def _step(self) -> tuple[Contribution, int]:
+        """The mean contribution and the number of images of one step of the current phase."""
+        if self.state.phase == JOINT:
+            return self._meta_step(learn_architecture=True)
+        if self.config.warm_up == "meta":
+            return self._meta_step(learn_architecture=False)
+        return self._batch_step(self.state.phase, self.state.step)
+
+    def _batch_step(self, phase: int, step: int) -> tuple[Contribution, int]:
+        """A step of the prototype or the supervised loss."""
         config, state = self.config, self.state
         assert state.plan is not None
         done, total = step + phase * state.plan.warm_up, state.plan.warm_up + state.plan.search
@@ -135,20 +179,60 @@ class Trainer:
         state.optimizer.param_groups[1]["lr"] = config.search_architecture_travel / max(1, state.plan.fall)
         for value in state.architecture.values():
             value.requires_grad_(falling)
-            value.grad = None  # so that Adam leaves it alone when it does not learn
-        images = sample_pairs(
-            self.train, count=config.pair_classes, generator=generator_for(config.seed, phase, step)
-        ).to(config.device)
-        loss, accuracy = prototype_step(
+        leaves = self._leaves()
+        places = [(config.seed, phase, step, batch) for batch in range(config.prototype_batches)]
+        parts = [self._batch_gradients(place, leaves, phase, step) for place in self.group.share(places)]
+        mean = self.group.sum(add(parts)).mean()
+        descend(state.optimizer, leaves, mean)
+        return mean, config.prototype_batches * min(2 * config.pair_classes, 2 * len(self.train))
+
+    def _leaves(self) -> dict[str, Tensor]:
+        """What the prototype and the supervised loss move, by name."""
+        state = self.state
+        leaves: dict[str, Tensor] = {f"{NETWORK}{name}": value for name, value in state.network.named_parameters()}
+        leaves.update({f"{ARCHITECTURE}{name}": value for name, value in state.architecture.items()})
+        leaves["log_scale"] = state.log_scale
+        if state.classifier is not None:
+            leaves["classifier"] = state.classifier
+        return leaves
+
+    def _batch_gradients(
+        self, place: tuple[int, ...], leaves: dict[str, Tensor], phase: int, step: int
+    ) -> Contribution:
+        config, state = self.config, self.state
+        generator = generator_for(*place)
+        supervised = state.classifier is not None
+        if supervised:
+            images, labels = sample_images(self.train, count=2 * config.pair_classes, generator=generator)
+        else:
+            images = sample_pairs(self.train, count=config.pair_classes, generator=generator)
+        weights = operation_weights(
             state.network,
             state.architecture,
-            log_scale=state.log_scale,
-            optimizer=state.optimizer,
-            images=scale(images, self.preprocessing),
+            schedule=config.task,
             temperature=self._temperature(phase, step),
-            skip_below=config.search_skip_below if phase == SEARCH else 0.0,
+            generator=generator,
         )
-        return loss, accuracy, 1, len(images)
+        features = state.network(
+            scale(images.to(config.device), self.preprocessing),
+            weights,
+            skip_below=config.search_skip_below if phase == SEARCH else 0.0,
+            paths=self._paths(len(images), generator),
+        )
+        if state.classifier is not None:
+            loss, accuracy = supervised_loss(
+                features, state.classifier, labels.to(config.device), state.log_scale.exp()
+            )
+        else:
+            loss, accuracy = prototype_loss(features, state.log_scale.exp())
+        check_finite(loss.item(), f"batch {place[-1] + 1}")
+        return gradients(loss, accuracy, leaves)
+
+    def _paths(self, batch: int, generator: torch.Generator) -> Tensor | None:
+        network = self.state.network
+        if self.config.drop_path == 0.0 or not isinstance(network, Network):
+            return None
+        return network.draw_paths(batch, probability=self.config.drop_path, generator=generator)
 
     def _temperature(self, phase: int, step: int) -> float:
         """Of the prototype phases: 1 in the warm-up, falling once in the search, then low; 1 after it."""
@@ -169,50 +253,82 @@ class Trainer:
             for value in self.state.architecture.values():
                 value /= self.config.search_temperature_end
 
-    def _meta_step(self, count: int, *, learn_architecture: bool) -> tuple[float, float, int, int]:
+    def _meta_progress(self) -> float:
+        """The fraction of the meta-learner's steps that are done: of the joint phase, and of a warm-up of its own."""
+        state = self.state
+        assert state.plan is not None
+        before = state.plan.warm_up if self.config.warm_up == "meta" else 0
+        done = state.step + (before if state.phase == JOINT else 0)
+        return done / (before + state.plan.joint)
+
+    def _meta_step(self, *, learn_architecture: bool) -> tuple[Contribution, int]:
         config, state = self.config, self.state
-        decay = 1.0 - state.step / count
+        progress = self._meta_progress()
+        learn_architecture = learn_architecture and bool(state.architecture)
         for value in state.architecture.values():
             value.requires_grad_(learn_architecture)
-        places = [(config.seed, state.phase, state.step, task) for task in range(config.meta_batch_size)]
+        learner = self._learner(progress=progress)
         n_way = min(config.n_way, len(self.train))
-        episodes = [
-            sample_episode(
-                self.train,
-                n_way=n_way,
-                n_shot=min(config.train_shots, self.train.smallest),
-                n_query=0,
-                generator=generator_for(*place, 0),
+        queries = config.train_queries if config.meta_learner != "reptile" else 0
+        shots = min(config.train_shots, self.train.smallest - queries)
+        places = [(config.seed, state.phase, state.step, task) for task in range(config.meta_batch_size)]
+        tasks = [
+            MetaTask(
+                sample_episode(
+                    self.train, n_way=n_way, n_shot=shots, n_query=queries, generator=generator_for(*place, 0)
+                ),
+                generator_for(*place, 1),
             )
-            for place in places
+            for place in self.group.share(places)
         ]
-        outcome = meta_step(
-            state.network,
-            state.architecture,
-            episodes,
-            schedule=Schedule.from_dict(
-                {**self.schedule.to_dict(), "architecture_steps": config.inner_steps, "weight_steps": 0}
-            ),
-            head_scale=state.log_scale.exp().item(),
-            preprocessing=self.preprocessing,
-            moments=state.moments,
-            generators=[generator_for(*place, 1) for place in places],
-            learn_architecture=learn_architecture,
-            meta_learning_rate=config.meta_learning_rate * decay,
-            meta_architecture_learning_rate=config.meta_architecture_learning_rate * decay,
-        )
-        state.moments = outcome.moments
-        images = config.meta_batch_size * config.inner_steps * min(config.inner_batch_size, n_way * config.train_shots)
-        return outcome.loss, outcome.accuracy, config.meta_batch_size, images
+        part = learner.learn(state, tasks, learn_architecture=learn_architecture)
+        mean = self.group.sum(part).mean()
+        learner.move(state, mean, decay=1.0 - progress, learn_architecture=learn_architecture)
+        batch = min(config.task.batch_size, n_way * shots)
+        return mean, config.meta_batch_size * config.inner_steps * (batch + n_way * queries)
 
-    def _validate(self, done: int) -> float:
+    def _inner_schedule(self) -> Schedule:
+        """How the tasks of meta-training are learned: the first steps of what serving does."""
+        return replace(self.config.task, architecture_steps=self.config.inner_steps, weight_steps=0)
+
+    def _learner(self, *, progress: float) -> MetaLearner:
+        config = self.config
+        schedule = self._inner_schedule()
+        if config.meta_learner != "reptile":
+            return MAML(
+                schedule=schedule,
+                preprocessing=self.preprocessing,
+                second_order=config.meta_learner == "maml",
+                multi_step_loss=config.multi_step_loss,
+                learned_rates=config.learned_rates,
+                learning_rate=config.meta_learning_rate,
+                architecture_learning_rate=config.meta_architecture_learning_rate,
+                step_rate_learning_rate=config.step_rate_learning_rate,
+                gradient_clip=config.gradient_clip,
+                adam=self.state.optimizer if config.meta_optimizer == "adam" else None,
+                progress=progress,
+            )
+        reptile = Reptile(
+            schedule=schedule,
+            preprocessing=self.preprocessing,
+            learning_rate=config.meta_learning_rate,
+            architecture_learning_rate=config.meta_architecture_learning_rate,
+            drop_path=config.drop_path,
+        )
+        return TogetherReptile(reptile, precision=config.precision) if config.together else reptile
+
+    def _validate(self, done: int) -> float | None:
         """Accuracy of prototypes on validation classes, inductive and without adaptation."""
+        if not self.group.leads:
+            return None
         config, state = self.config, self.state
         with torch.no_grad():
-            mixtures = relax(
-                state.architecture, state.network.space, temperature=self._temperature(state.phase, state.step - 1)
+            weights = operation_weights(
+                state.network,
+                state.architecture,
+                schedule=config.task,
+                temperature=self._temperature(state.phase, state.step - 1),
             )
-            weights = {name: mixture.rows for name, mixture in mixtures.items()}
         episodes = sample_tasks(
             self.validation,
             n_way=min(config.n_way, len(self.validation)),
@@ -236,44 +352,14 @@ class Trainer:
         state.history.append({"step": done, "seconds": state.seconds, "accuracy": result.mean})
         return result.mean
 
-    def _plan_for_minutes(self) -> Plan:
-        """As many steps as fit into the minutes, by the time that one step of the dense network takes.
+    def _plan(self) -> Plan:
+        return plan_for_minutes(self.config, self.state, train=self.train, group=self.group)
 
-        Four fifths of the time are for the steps; the rest is for validation and evaluation.
-        """
-        config = self.config
-        seconds = 48.0 * config.minutes
-        dense = self._time_prototype()
-        # A meta-step costs as much as the images that go through it; each task's head is one batch more.
-        images = config.meta_batch_size * (config.inner_steps + 1) * config.inner_batch_size
-        batches_a_meta_step = images / (2 * config.pair_classes)
-        if config.warm_up == "reptile":
-            half = max(1, round(seconds / 2 / (dense * batches_a_meta_step)))
-            return Plan(warm_up=half, search=0, fall=0, joint=half)
-        sparse = dense / 4  # about what is left of the network after the search
-        joint = sparse * batches_a_meta_step
-        fall = max(1, round(0.3 * seconds / (0.6 * dense)))
-        plan = Plan(
-            warm_up=max(1, round(0.3 * seconds / dense)),
-            search=fall + max(1, round(0.25 * seconds / sparse)),
-            fall=fall,
-            joint=max(1, round(0.15 * seconds / joint)),
-        )
-        logger.info("one step of the dense network takes %.2f s; plan for %g minutes: %s", dense, config.minutes, plan)
-        return plan
 
-    def _time_prototype(self) -> float:
-        config = self.config
-        images = sample_pairs(
-            self.train, count=config.pair_classes, generator=generator_for(config.seed, CALIBRATION)
-        ).to(config.device)
-        with torch.no_grad():
-            mixtures = relax(self.state.architecture, self.state.network.space, temperature=1.0)
-        weights = {name: mixture.rows for name, mixture in mixtures.items()}
-        times = []
-        for _ in range(2):
-            started = time.perf_counter()
-            self.state.network(scale(images, self.preprocessing), weights).square().sum().backward()
-            times.append(time.perf_counter() - started)
-        self.state.network.zero_grad(set_to_none=True)
-        return min(times)
+@contextmanager
+def _naming(step: str) -> Iterator[None]:
+    """Errors of the losses say in which step they were found."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{step}: {error}") from error

@@ -1,24 +1,27 @@
-"""The prototype loss: a quick way to meta-learn weights that make good prototypes.
+"""Two quick ways to learn weights that make good prototypes: the cheap baselines, and our warm-up.
 
-A batch holds two images of each of many classes, normalised together. Each image is to be
-nearest, by cosine similarity, to the other image of its class: one ``classes``-way 1-shot task
-in both directions. The scale of the similarity is learned; tasks start their head with it.
+*Prototype loss* (ProtoNet). A batch holds two images of each of many classes, normalised
+together. Each image is to be nearest, by cosine similarity, to the other image of its class:
+one ``classes``-way 1-shot task in both directions. *Supervised loss* (imprinting): tell all
+training classes apart; new classes then get their prototypes as rows of the classifier. In
+both the scale of the similarity is learned; tasks start their head with it.
 
-    prototype_loss      features of pairs  ->  loss, accuracy
-    prototype_step      one step of Adam on weights and scale, and on the architecture if it learns
+    prototype_loss, supervised_loss   features  ->  loss, accuracy
+    gradients, add                    losses of batches  ->  Contribution, which processes can sum
+    descend                           one step of Adam with the mean gradients
 
-Sources: ProtoNet, arXiv 1703.05175; learned scale: arXiv 1805.10123 (TADAM), section 3.2.
+Sources: ProtoNet, arXiv 1703.05175; learned scale: arXiv 1805.10123 (TADAM), section 3.2;
+imprinting: Qi et al., arXiv 1712.07136.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adam
 
-from metanas.network import Network
-from metanas.relaxation import relax
+from metanas_training.meta_learner import Contribution
 
 
 def prototype_loss(features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,28 +42,49 @@ def prototype_loss(features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return loss, right.detach() / 2
 
 
-def prototype_step(
-    network: Network,
-    architecture: Mapping[str, Tensor],
-    *,
-    log_scale: Tensor,
-    optimizer: Adam,
-    images: Tensor,
-    temperature: float,
-    skip_below: float,
-) -> tuple[float, float]:
-    """One gradient step on whatever ``optimizer`` holds.
+def supervised_loss(features: Tensor, classifier: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a cosine classifier over all training classes.
 
     Args:
-        images: float32 ``(2 * classes, channels, H, W)``.
+        features: ``(batch, features)``.
+        classifier: ``(classes, features)``.
+        labels: int64 ``(batch,)``.
+        scale: 0-dimensional, what the cosine similarity is multiplied by.
 
     Returns:
-        Loss and accuracy before the step.
+        Loss and accuracy, 0-dimensional.
     """
-    mixtures = relax(architecture, network.space, temperature=temperature)
-    features = network(images, {name: mixture.rows for name, mixture in mixtures.items()}, skip_below=skip_below)
-    loss, accuracy = prototype_loss(features, log_scale.exp())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    logits = scale * functional.normalize(features, dim=1) @ functional.normalize(classifier, dim=1).T
+    return functional.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).float().mean().detach()
+
+
+def gradients(loss: Tensor, accuracy: Tensor, leaves: Mapping[str, Tensor]) -> Contribution:
+    """What one batch asks for: the gradient of its loss by every leaf that requires one.
+
+    A leaf that the loss does not reach has no entry.
+    """
+    names = [name for name, leaf in leaves.items() if leaf.requires_grad]
+    found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
+    values = {name: value.double() for name, value in zip(names, found, strict=True) if value is not None}
+    return Contribution(values, loss.item(), accuracy.item(), 1)
+
+
+def add(parts: Sequence[Contribution]) -> Contribution:
+    """The sum of several contributions."""
+    names = {name for part in parts for name in part.values}
+    return Contribution(
+        {name: torch.stack([part.values[name] for part in parts if name in part.values]).sum(0) for name in names},
+        sum(part.loss for part in parts),
+        sum(part.accuracy for part in parts),
+        sum(part.tasks for part in parts),
+    )
+
+
+def descend(optimizer: Adam, leaves: Mapping[str, Tensor], mean: Contribution) -> None:
+    """One step of ``optimizer`` with the mean gradients; leaves without one are left alone."""
+    for name, leaf in leaves.items():
+        gradient = mean.values.get(name)
+        # In the memory layout of the leaf: the fused kernel pairs values by address.
+        leaf.grad = None if gradient is None else torch.empty_like(leaf, requires_grad=False).copy_(gradient)
     optimizer.step()
-    return loss.item(), accuracy.item()
+    optimizer.zero_grad(set_to_none=True)

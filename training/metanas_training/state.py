@@ -1,13 +1,12 @@
 """What changes while meta-training runs, and the checkpoint that holds all of it.
 
-    State              weights, architecture, scale, optimiser, moments, place in the plan
+    State              weights, architecture, scale, optimiser, moments, place in the plan; a ``Subject``
     save_checkpoint, load_checkpoint   State and configuration  <->  file
     to_meta_model      State  ->  MetaModel
 
 Random draws need no state: each step makes its generator from the seed and its own number.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from torch import Tensor
 from torch.optim import Adam
 
 from metanas.artifact import pack, unpack, write_atomically
+from metanas.backbone import Backbone, build_backbone
 from metanas.errors import CorruptArtifactError
-from metanas.model import MetaModel, Schedule
-from metanas.network import Network, channels_last, one_shot_plan
+from metanas.model import MetaModel
+from metanas.network import channels_last
 from metanas.plain import to_plain
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import Architecture, initial_architecture
-from metanas.space import SearchSpace
+from metanas.schedule import Schedule
+from metanas.space import Genotype, SearchSpace, Space, space_from_dict, space_to_dict
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.errors import CheckpointError
 
@@ -37,35 +38,52 @@ INITIAL_SCALE = 10.0
 class State:
     """Everything that a step reads and writes."""
 
-    network: Network
+    network: Backbone
     architecture: Architecture
+    """Empty where it is fixed."""
     log_scale: Tensor
     optimizer: Adam
-    """Of the prototype loss; Reptile's tasks have their own."""
+    """Of the prototype and supervised losses and of MAML's outer loop; tasks have their own."""
+    classifier: Tensor | None = None
+    """Of the supervised warm-up: a row for each training class, ``(classes, features)``."""
     moments: dict[str, Tensor] = field(default_factory=dict)
-    """Adam's second moments that Reptile carries from task to task."""
+    """Adam's second moments that Reptile carries from meta-step to meta-step."""
+    step_rates: dict[str, Tensor] = field(default_factory=dict)
+    """MAML++'s learned learning rates."""
     plan: Plan | None = None
     phase: int = 0
     step: int = 0
     """Steps done in this phase."""
     seconds: float = 0.0
     """Time spent in steps, over all resumptions."""
+    cpu_seconds: float = 0.0
+    """Processor time of this process in the same."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Accuracy on validation classes: step, seconds, accuracy."""
 
 
-def new_state(config: TrainingConfig, space: SearchSpace) -> State:
-    """Random weights from the seed, an architecture that weighs all alike."""
+def new_state(config: TrainingConfig, *, space: Space, genotype: Genotype | None, classes: int | None = None) -> State:
+    """Random weights from the seed, an architecture that weighs all alike.
+
+    Args:
+        classes: of the training split, where a classifier over all of them is trained.
+    """
     torch.manual_seed(config.seed)
-    network = Network(space, one_shot_plan(space)).to(config.device)
+    network = build_backbone(space, genotype).to(config.device)
     channels_last(network)
-    architecture = {
-        name: value.to(config.device).requires_grad_() for name, value in initial_architecture(space).items()
-    }
+    architecture: Architecture = {}
+    if genotype is None and isinstance(space, SearchSpace):
+        architecture = {
+            name: value.to(config.device).requires_grad_() for name, value in initial_architecture(space).items()
+        }
     log_scale = torch.tensor(INITIAL_SCALE, device=config.device).log().requires_grad_()
+    classifier = None
+    if classes is not None:
+        classifier = (torch.randn(classes, space.features) / space.features**0.5).to(config.device).requires_grad_()
+    weights = [*network.parameters(), log_scale, *([] if classifier is None else [classifier])]
     optimizer = Adam(
         [
-            {"params": [*network.parameters(), log_scale], "lr": config.prototype_learning_rate},
+            {"params": weights, "lr": config.prototype_learning_rate},
             {
                 "params": list(architecture.values()),
                 "lr": 0.0,  # the loop sets both rates at every step
@@ -75,7 +93,9 @@ def new_state(config: TrainingConfig, space: SearchSpace) -> State:
         ],
         fused=True,
     )
-    return State(network=network, architecture=architecture, log_scale=log_scale, optimizer=optimizer)
+    return State(
+        network=network, architecture=architecture, log_scale=log_scale, optimizer=optimizer, classifier=classifier
+    )
 
 
 def to_meta_model(
@@ -84,12 +104,14 @@ def to_meta_model(
     """A snapshot as a meta-model, on the CPU."""
     return MetaModel(
         space=state.network.space,
+        genotype=state.network.genotype,
         weights={name: _kept(value) for name, value in state.network.named_parameters()},
         architecture={name: _kept(value) for name, value in state.architecture.items()},
         head_scale=state.log_scale.exp().item(),
         preprocessing=preprocessing,
         schedule=schedule,
         moments={name: _kept(value) for name, value in state.moments.items()},
+        step_rates={name: _kept(value) for name, value in state.step_rates.items()},
         provenance=provenance,
     )
 
@@ -100,27 +122,31 @@ def save_checkpoint(path: Path, state: State, config: TrainingConfig) -> None:
         **{f"network/{name}": value for name, value in state.network.named_parameters()},
         **{f"architecture/{name}": value for name, value in state.architecture.items()},
         **{f"moments/{name}": value for name, value in state.moments.items()},
+        **{f"step_rates/{name}": value for name, value in state.step_rates.items()},
         "log_scale": state.log_scale,
     }
+    if state.classifier is not None:
+        tensors["classifier"] = state.classifier
+    genotype = state.network.genotype
     for index, parameter in enumerate(_parameters(state.optimizer)):
         for name, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{index}/{name}"] = value
     metadata = {
         "config": config.to_dict(),
+        "space": space_to_dict(state.network.space),
+        "genotype": None if genotype is None else genotype.to_dict(),
         "plan": None if state.plan is None else to_plain(state.plan),
         "phase": state.phase,
         "step": state.step,
         "seconds": state.seconds,
+        "cpu_seconds": state.cpu_seconds,
         "history": state.history,
     }
     write_atomically(path, pack(CHECKPOINT_KIND, metadata, tensors))
 
 
-def load_checkpoint(path: Path, space_for: Callable[[TrainingConfig], SearchSpace]) -> tuple[TrainingConfig, State]:
+def load_checkpoint(path: Path) -> tuple[TrainingConfig, State]:
     """Read a checkpoint.
-
-    Args:
-        space_for: from the configuration to the search space.
 
     Raises:
         CheckpointError: there is none.
@@ -130,24 +156,29 @@ def load_checkpoint(path: Path, space_for: Callable[[TrainingConfig], SearchSpac
         raise CheckpointError(f"no checkpoint {path}; start without --resume")
     metadata, tensors = unpack(path.read_bytes(), CHECKPOINT_KIND, name=str(path))
     try:
-        return _from_parts(metadata, tensors, space_for)
+        return _from_parts(metadata, tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path} is incomplete or contradicts itself: {error}") from error
 
 
-def _from_parts(
-    metadata: dict[str, Any], tensors: dict[str, Tensor], space_for: Callable[[TrainingConfig], SearchSpace]
-) -> tuple[TrainingConfig, State]:
+def _from_parts(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[TrainingConfig, State]:
     config = TrainingConfig.from_dict(metadata["config"])
     if config.device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("the run was on a CUDA device, and torch sees none here; resume it where there is one")
-    state = new_state(config, space_for(config))
+    state = new_state(
+        config,
+        space=space_from_dict(metadata["space"]),
+        genotype=None if metadata["genotype"] is None else Genotype.from_dict(metadata["genotype"]),
+        classes=len(tensors["classifier"]) if "classifier" in tensors else None,
+    )
     with torch.no_grad():
         for name, parameter in state.network.named_parameters():
             parameter.copy_(tensors[f"network/{name}"])
         for name, alphas in state.architecture.items():
             alphas.copy_(tensors[f"architecture/{name}"])
         state.log_scale.copy_(tensors["log_scale"])
+        if state.classifier is not None:
+            state.classifier.copy_(tensors["classifier"])
     for index, learned in enumerate(_parameters(state.optimizer)):
         prefix = f"optimizer/{index}/"
         saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -155,14 +186,18 @@ def _from_parts(
             # In the memory layout of the parameter: the order of a sum may depend on it.
             like = torch.empty_like(learned, requires_grad=False).copy_(value) if value.ndim else value.clone()
             state.optimizer.state[learned][name] = like
-    state.moments = {
-        key.removeprefix("moments/"): value.to(config.device)
-        for key, value in tensors.items()
-        if key.startswith("moments/")
-    }
+    for prefix, values in (("moments/", state.moments), ("step_rates/", state.step_rates)):
+        values.update(
+            {
+                key.removeprefix(prefix): value.to(config.device)
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+        )
     plan = metadata["plan"]
     state.plan = Plan(**plan) if plan else None
-    state.phase, state.step, state.seconds = metadata["phase"], metadata["step"], metadata["seconds"]
+    state.phase, state.step = metadata["phase"], metadata["step"]
+    state.seconds, state.cpu_seconds = metadata["seconds"], metadata["cpu_seconds"]
     state.history = metadata["history"]
     return config, state
 

@@ -1,0 +1,123 @@
+"""Configurations: what files hold, what options override, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metanas.errors import InvalidConfigError
+from metanas.space import NO_CELLS
+from metanas_training.arguments import parse, read_arguments
+from metanas_training.config import NetworkConfig, TrainingConfig, read_config
+from metanas_training.datasets import default_preprocessing
+
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.toml")
+    if not path.name.startswith("single_task")
+)
+
+
+def _read(*arguments: str) -> TrainingConfig:
+    return read_arguments(parse([*arguments, "--device", "cpu"]))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_in_configs_is_a_run_that_survives_its_own_json(path: Path) -> None:
+    config = _read("--config", str(path))
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+    config.network.space(default_preprocessing(config.data, image_size=config.image_size))
+    assert (config.network.fixed_genotype() is None) == (config.network.kind == "search")
+
+
+def test_table_4_is_in_the_files_to_the_letter() -> None:
+    for data, shots, alpha_rate in (("omniglot", 10, 5e-4), ("miniimagenet", 15, 1e-3)):
+        config = _read("--config", str(CONFIGS[0].parent / f"{data}_metanas.toml"))
+        assert (config.task.batch_size, config.meta_batch_size, config.train_shots) == (20, 10, shots)
+        assert (config.inner_steps, config.task.architecture_steps, config.task.weight_steps) == (5, 50, 50)
+        assert (config.task.learning_rate, config.task.architecture_learning_rate) == (1e-3, alpha_rate)
+        assert (config.meta_learning_rate, config.meta_architecture_learning_rate) == (1.0, 0.6)
+        assert (config.task.weight_decay, config.task.architecture_weight_decay) == (0.0, 1e-3)
+        assert config.plan is not None
+        assert (config.plan.warm_up, config.plan.joint) == (15_000, 15_000)
+        assert (config.network.channels, config.network.cells, config.network.nodes) == (28, 4, 3)
+
+
+def test_an_option_overrides_the_file_and_set_reaches_every_setting(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("seed = 3\nn_way = 7\n[network]\nchannels = 12\n[task]\nbatch_size = 9\n")
+    config = _read("--config", str(file), "--ways", "5", "--set", "task.relaxation=gumbel", "--set", "drop_path=0.1")
+    assert (config.seed, config.n_way, config.network.channels, config.task.batch_size) == (3, 5, 12, 9)
+    assert (config.task.relaxation, config.drop_path) == ("gumbel", 0.1)
+    assert _read("--set", "network.operations=['skip_connect', 'conv_5x5']").network.operations == (
+        "skip_connect", "conv_5x5",
+    )  # fmt: skip
+
+
+def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[plan]\njoint = 3\n")
+    assert _read("--config", str(file)).plan is not None
+    config = _read("--config", str(file), "--minutes", "2")
+    assert config.plan is None
+    assert config.minutes == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed = 3", "the configuration has no setting sed; there are data, image_size"),
+        ("[task]\nlr = 1.0", r"\[task\] has no setting lr; there are architecture_steps"),
+        ("seed = 'a'", "the configuration seed must be int, got 'a'"),
+        ("grey = 1", "the configuration grey must be bool, got 1"),
+        ("task = 3", r"\[task\] must be a table, got 3"),
+        ("[network]\nkind = 'cnn'", "network.kind must be search, fixed, conv_blocks, got 'cnn'"),
+        ("[network]\nkind = 'fixed'", 'network.genotype belongs to kind "fixed" and is needed there'),
+        ("meta_learner = 'maml'", 'MAML takes plain inner steps: set optimizer = "sgd" in'),
+        ("learned_rates = true", "multi_step_loss, learned_rates, gradient_clip and meta_optimizer adam are for MAML"),
+        ("precision = 'bfloat16'", "precision bfloat16 is for together"),
+        ("drop_path = 1.0", "drop_path must be at least 0 and under 1, got 1.0"),
+        ("warm_up = 'meta'\n[plan]\nsearch = 3\njoint = 1", "plan.search is for a search space after a prototype"),
+        ("seed = ", "is not TOML"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidConfigError, match=message):
+        _read("--config", str(file))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfigError, match=r"cannot read .*none\.toml: No such file"):
+        read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "holds no genotype .'genotype'.; take the genotype.json of meta_evaluate.py"),
+        ("no json", "holds no genot"),
+    ],
+)
+def test_a_genotype_file_that_holds_none_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "genotype.json"
+    file.write_text(content)
+    with pytest.raises(InvalidConfigError, match=message):
+        NetworkConfig(kind="fixed", genotype=str(file)).fixed_genotype()
+
+
+def test_a_genotype_file_becomes_the_fixed_architecture(tmp_path: Path) -> None:
+    file = tmp_path / "genotype.json"
+    file.write_text('{"genotype": {"normal": [[[0, "conv_3x3", 0.9]]], "reduction": [[[1, "skip_connect", 1.0]]]}}')
+    found = NetworkConfig(kind="fixed", genotype=str(file), nodes=1).fixed_genotype()
+    assert found is not None
+    assert found.normal[0][0].operation == "conv_3x3"
+    assert NetworkConfig(kind="conv_blocks").fixed_genotype() == NO_CELLS
+
+
+def test_unknown_values_of_set_are_refused(tmp_path: Path) -> None:
+    settings: list[tuple[str, Any]] = [("novalue", "--set needs SETTING=VALUE"), ("a.b=1", "has no setting a")]
+    for text, message in settings:
+        with pytest.raises(InvalidConfigError, match=message):
+            _read("--set", text)

@@ -1,0 +1,272 @@
+"""What runs reached, side by side.
+
+    read_run    a run folder       ->  Run: its settings, its cost, what was measured of it
+    compare     runs               ->  a row for each experiment and kind of task
+    markdown, plain_rows   rows    ->  the table as text, as numbers
+
+Runs that differ by nothing but their seed are one experiment: mean and twice the standard error of
+the mean, as in the paper. An evaluation belongs to the run whose ``meta.pt`` has the checksum
+that it names, wherever among the folders it lies.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from metanas_training.evaluate import Estimate, EvaluationError
+from metanas_training.report import ACCURACIES, over_runs
+
+SETTINGS = ("data", "n_way", "n_shot", "n_query", "tasks", "seed")
+"""What decides which tasks an evaluation is of."""
+LEARNERS = {"reptile": "Reptile", "maml": "MAML", "first_order_maml": "first-order MAML"}
+WARM_UPS = {"prototype": "prototype loss", "supervised": "classifier"}
+ARCHITECTURES = {"searched": "searched for each task", "fixed": "fixed", "conv_blocks": "REPTILE's CNN"}
+ABSENT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One evaluation of one run."""
+
+    file: Path
+    sha256: str
+    """Of the meta-model."""
+    alone: bool
+    """Whether it is the only run of its file."""
+    settings: tuple[Any, ...]
+    architecture: str
+    values: Mapping[str, Any]
+    """``Evaluation.to_dict``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    """Empty where there is no ``config.json``."""
+    provenance: Mapping[str, Any]
+    """Empty where there is no ``meta.json``."""
+    sha256: str | None
+    """Of ``meta.pt``; None where it is not there."""
+    evaluations: tuple[Measured, ...]
+    """Of whatever meta-models, found in this folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One experiment on one kind of task; what was not measured is None."""
+
+    experiment: str
+    runs: int
+    meta_learner: str
+    architecture: str
+    cpu_minutes: float | None
+    """Of the training of one run."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By the names of ``SETTINGS``; empty: not evaluated."""
+    parameters: float | None = None
+    accuracies: Mapping[str, Estimate] = field(default_factory=dict)
+    """Half widths: twice the standard error over runs; of one run the 95 % interval over tasks."""
+
+
+def read_run(folder: Path) -> Run:
+    """Read what there is in a run folder.
+
+    Raises:
+        EvaluationError: it holds neither a configuration nor an evaluation, or a file is damaged.
+    """
+    config, meta = _read_json(folder / "config.json"), _read_json(folder / "meta.json")
+    evaluations = tuple(
+        measured for file in sorted(folder.glob("evaluation*/results.json")) for measured in _read_results(file)
+    )
+    if not config and not evaluations:
+        raise EvaluationError(f"{folder} is no run folder: it has neither config.json nor evaluation*/results.json")
+    weights = folder / "meta.pt"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
+    return Run(folder, config, meta.get("provenance", {}), digest, evaluations)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{file} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise EvaluationError(f"{file} holds no table")
+    return values
+
+
+def _read_results(file: Path) -> list[Measured]:
+    values = _read_json(file)
+    try:
+        settings = tuple(values[name] for name in SETTINGS)
+        return [
+            Measured(
+                file, run["meta_sha256"], len(values["runs"]) == 1, settings, run["architecture"], run["evaluation"]
+            )
+            for run in values["runs"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise EvaluationError(f"{file} is no result of meta_evaluate.py (no {error}); evaluate again") from error
+
+
+def compare(runs: Sequence[Run]) -> list[Row]:
+    """A row for each experiment and kind of task, in the order of ``runs``.
+
+    Raises:
+        EvaluationError: an evaluation of a meta-model that is no longer there, or two of the same tasks.
+    """
+    measured = _assign(runs)
+    experiments: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        experiments.setdefault(_experiment_key(run), []).append(index)
+    rows = []
+    for members in experiments.values():
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for index in members:
+            for settings in measured[index]:
+                kinds.setdefault(settings, []).append(index)
+        for settings, those in sorted(kinds.items(), key=lambda item: [str(value) for value in item[0]]):
+            rows.append(_row([runs[index] for index in those], [measured[index][settings] for index in those]))
+        unmeasured = [runs[index] for index in members if not measured[index]]
+        if unmeasured:
+            rows.append(_row(unmeasured, []))
+    return rows
+
+
+def _assign(runs: Sequence[Run]) -> list[dict[tuple[Any, ...], Measured]]:
+    """For each run its evaluations by their settings."""
+    found: list[dict[tuple[Any, ...], Measured]] = [{} for _ in runs]
+    for home, run in enumerate(runs):
+        for one in run.evaluations:
+            owners = [index for index, other in enumerate(runs) if other.sha256 == one.sha256]
+            if not owners and one.alone:
+                if run.sha256 is not None:
+                    raise EvaluationError(
+                        f"{one.file} is of another meta-model than {run.folder / 'meta.pt'}; evaluate that again"
+                    )
+                owners = [home]
+            for index in owners:
+                before = found[index].get(one.settings)
+                if before is not None and before.file != one.file:
+                    raise EvaluationError(f"{before.file} and {one.file} are of the same tasks; remove one of them")
+                found[index][one.settings] = one
+    return found
+
+
+def _experiment_key(run: Run) -> str:
+    if not run.config:
+        return str(run.folder.resolve())
+    return json.dumps({name: value for name, value in run.config.items() if name != "seed"}, sort_keys=True)
+
+
+def _row(runs: Sequence[Run], measured: Sequence[Measured]) -> Row:
+    minutes = [run.provenance["training_cpu_seconds"] / 60 for run in runs if "training_cpu_seconds" in run.provenance]
+    first = runs[0]
+    row = Row(
+        experiment=experiment_name([run.folder.resolve().name for run in runs]),
+        runs=len(runs),
+        meta_learner=meta_learner(first.config, first.provenance),
+        architecture=_architecture(first.config, measured[0].architecture if measured else None),
+        cpu_minutes=sum(minutes) / len(minutes) if minutes else None,
+    )
+    if not measured:
+        return row
+    values = [one.values for one in measured]
+    accuracies = {
+        name: over_runs([one[name]["mean"] for one in values]) if len(values) > 1 else Estimate(**values[0][name])
+        for name in ACCURACIES
+    }
+    return replace(
+        row,
+        settings=dict(zip(SETTINGS, measured[0].settings, strict=True)),
+        parameters=sum(one["parameter_count"] for one in values) / len(values),
+        accuracies=accuracies,
+    )
+
+
+def experiment_name(folders: Sequence[str]) -> str:
+    """What the names of an experiment's folders have in common, without the seed."""
+    names = [re.sub(r"[-_.]?seed[-_=]?\d+$", "", folder) or folder for folder in folders]
+    if len(set(names)) == 1:
+        return names[0]
+    return " / ".join(dict.fromkeys(names))
+
+
+def meta_learner(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """What trained the weights: the warm-up, if it is another one, and the meta-learner, if it took steps."""
+    if not config:
+        return ABSENT
+    plan = provenance.get("plan") or config.get("plan") or {}
+    parts = []
+    warm_up = str(config.get("warm_up", ""))
+    if warm_up in WARM_UPS and plan.get("warm_up", 1) > 0:
+        parts.append(WARM_UPS[warm_up])
+    learner = str(config.get("meta_learner", "reptile"))
+    if plan.get("joint", 1) > 0 or not parts:
+        parts.append(LEARNERS.get(learner, learner))
+    return ", ".join(parts)
+
+
+def _architecture(config: Mapping[str, Any], measured: str | None) -> str:
+    network = config.get("network", {})
+    kind = measured or {"search": "searched"}.get(network.get("kind", ABSENT), network.get("kind", ABSENT))
+    name = ARCHITECTURES.get(kind, kind)
+    return f"{name}: {network['genotype']}" if kind == "fixed" and network.get("genotype") else name
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, with a line that says what the intervals are."""
+    lines = [
+        "| experiment | runs | data | meta-learner | architecture | parameters | tasks | inductive % "
+        "| transductive % | prototypes % | CPU minutes |",
+        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        settings = row.settings
+        data = f"{settings['data']}, {settings['n_way']}-way {settings['n_shot']}-shot" if settings else "not evaluated"
+        cells = [
+            row.experiment, str(row.runs), data, row.meta_learner, row.architecture,
+            _number(row.parameters), str(settings.get("tasks", ABSENT)),
+            *(_accuracy(row.accuracies.get(name)) for name in ACCURACIES), _number(row.cpu_minutes),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    lines += ["", "±: twice the standard error of the mean over runs; of one run, the 95 % interval over its tasks."]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def _accuracy(value: Estimate | None) -> str:
+    return ABSENT if value is None else f"{100 * value.mean:.2f} ± {100 * value.half_width:.2f}"
+
+
+def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same as numbers; accuracies are fractions."""
+    return [
+        {
+            "experiment": row.experiment,
+            "runs": row.runs,
+            **{name: row.settings.get(name) for name in SETTINGS},
+            "meta_learner": row.meta_learner,
+            "architecture": row.architecture,
+            "parameters": row.parameters,
+            **{
+                f"{name}{suffix}": getattr(row.accuracies[name], part) if row.accuracies else None
+                for name in ACCURACIES
+                for suffix, part in (("", "mean"), ("_half_width", "half_width"))
+            },
+            "cpu_minutes": row.cpu_minutes,
+        }
+        for row in rows
+    ]
