@@ -260,6 +260,15 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
 
 
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Plain values as indented JSON, written as ``write_atomically`` does.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder onto the disk: a rename or removal is there only when its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)

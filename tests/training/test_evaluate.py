@@ -21,8 +21,8 @@ from metanas.schedule import Schedule
 from metanas.space import NO_CELLS, ConvBlocks, EdgeOperation, Genotype, SearchSpace, Space
 from metanas_training.architectures import most_common, most_common_cell
 from metanas_training.episodes import Episode
+from metanas_training.errors import EvaluationError
 from metanas_training.evaluate import (
-    EvaluationError,
     TaskScore,
     draw_tasks,
     estimate,

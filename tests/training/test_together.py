@@ -29,8 +29,9 @@ from metanas_training.episodes import generator_for, sample_episode
 from metanas_training.errors import NonFiniteError
 from metanas_training.meta_learner import ARCHITECTURE, MOMENTS, NETWORK, Contribution, MetaTask
 from metanas_training.reptile import Reptile, live_parameters, task_tensors
+from metanas_training.stacked import measure_statistics
 from metanas_training.state import State
-from metanas_training.together import TogetherReptile, measure_statistics
+from metanas_training.together import TogetherReptile
 
 SCHEDULE = Schedule(architecture_steps=2, weight_steps=0, batch_size=4, skip_below=0.0)
 LOOP = Reptile(
@@ -72,7 +73,7 @@ MakeTasks = Callable[..., list[MetaTask]]
 
 @pytest.fixture
 def make_subject(make_config: Any, make_state: Any) -> MakeSubject:
-    """A subject whose architecture parameters differ, with the moments of a few meta-steps if wanted."""
+    """A subject whose architecture parameters differ."""
 
     def make(kind: str, *, dtype: torch.dtype = torch.float32) -> State:
         subject: State = make_state(make_config(network=NETWORKS[kind], plan=Plan(joint=1)))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import metanas
 from metanas.allocator import keep_freed_memory
-from metanas.artifact import save_meta
+from metanas.artifact import save_meta, write_json
 from metanas.errors import InvalidConfigError, MetaNASError
 from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
@@ -35,7 +35,7 @@ from metanas_training.evaluate import Evaluation, TaskScore, evaluate
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
 from metanas_training.report import summary
-from metanas_training.run_folder import RunFolder, write_json
+from metanas_training.run_folder import RunFolder
 from metanas_training.state import State, load_checkpoint, new_state, to_meta_model
 
 logger = logging.getLogger("metanas_training")

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metanas_training.evaluate import Estimate, EvaluationError
+from metanas_training.errors import EvaluationError
+from metanas_training.evaluate import Estimate
 from metanas_training.report import ACCURACIES, over_runs
 
 SETTINGS = ("data", "n_way", "n_shot", "n_query", "tasks", "seed")

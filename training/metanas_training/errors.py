@@ -2,6 +2,7 @@
 
 TrainingError(MetaNASError)
 ├── DatasetError       the data are not there, or too few
+├── EvaluationError    what was asked cannot be measured
 ├── CheckpointError    a checkpoint that does not belong to this run
 ├── NonFiniteError     a loss that is no number
 └── WorkerLostError    another process of a distributed run is gone
@@ -18,6 +19,10 @@ class TrainingError(MetaNASError):
 
 class DatasetError(TrainingError):
     """A data set is missing, unreadable or too small."""
+
+
+class EvaluationError(TrainingError):
+    """What was asked cannot be measured here."""
 
 
 class CheckpointError(TrainingError):

@@ -30,14 +30,9 @@ from metanas.task_network import TaskNetwork
 from metanas_training.architectures import count_structures
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import Episode, generator_for, sample_episode
-from metanas_training.errors import TrainingError
 
 EVALUATION = 9
 """Place of evaluation among the generators of a seed."""
-
-
-class EvaluationError(TrainingError):
-    """What was asked cannot be measured here."""
 
 
 @dataclass(frozen=True, slots=True)

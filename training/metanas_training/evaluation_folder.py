@@ -13,17 +13,16 @@ so the two drawings need not be of one architecture; ``genotype.json`` is.
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metanas.artifact import write_atomically
+from metanas.artifact import write_atomically, write_json
 from metanas.space import CELL_TYPES, ConvBlocks, SearchSpace
 from metanas_training.architectures import CommonCell, most_common, most_common_cell
 from metanas_training.cell_drawing import draw_cell
-from metanas_training.evaluate import EvaluationError
+from metanas_training.errors import EvaluationError
 from metanas_training.figures import accuracy_curve, model_sizes, save_figure, weight_maps
 from metanas_training.report import RunResult, csv_text, genotype_file, results, task_rows
 from metanas_training.trajectory import CurvePoint, Frame, Trajectory, mean_curve
@@ -140,11 +139,6 @@ def weight_rows(frames: Sequence[Frame], space: SearchSpace, cell_type: str) -> 
         for edge, (node, source) in enumerate(space.edges)
         for index, operation in enumerate(space.operations)
     ]
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Plain values, indented, atomically."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _write_csv(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

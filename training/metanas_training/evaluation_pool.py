@@ -20,7 +20,8 @@ from tqdm import tqdm
 from metanas.allocator import keep_freed_memory
 from metanas.model import MetaModel
 from metanas_training.episodes import Episode
-from metanas_training.evaluate import EvaluationError, TaskScore, evaluate_task
+from metanas_training.errors import EvaluationError
+from metanas_training.evaluate import TaskScore, evaluate_task
 from metanas_training.journal import Journal
 from metanas_training.trajectory import Trajectory, follow
 

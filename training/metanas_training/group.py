@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from metanas_training.errors import WorkerLostError
 from metanas_training.meta_learner import Contribution
@@ -95,18 +96,16 @@ def join_group(device: str) -> Group:
     Args:
         device: "cpu" or "cuda"; each process takes the CUDA device of its local rank.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return Group(device=device, restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Group(device=device, restarts=restarts)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    return Group(
-        rank=distributed.get_rank(),
-        size=size,
-        device=device,
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
-    )
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun (2.13) keeps one store over its restarts, with the addresses of processes that are gone.
+    store = distributed.PrefixStore(f"restart-{restarts}", store)  # type: ignore[attr-defined]
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    return Group(rank=rank, size=size, device=device, restarts=restarts)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metanas.errors import InvalidConfigError
 from metanas.learner import Batches, gradient_step, operation_weights, start_head, step_temperature
 from metanas.network import Network
 from metanas.optimizer import Parameters, build_optimizer, collect_moments
@@ -98,6 +99,10 @@ class Reptile:
     """xi_meta."""
     drop_path: float = 0.0
     """Probability with which DropPath leaves an operation out."""
+
+    def __post_init__(self) -> None:
+        if self.schedule.architecture_steps < 1:
+            raise InvalidConfigError("a task must take at least one inner step, got architecture_steps = 0")
 
     def learn(self, subject: Subject, tasks: Sequence[MetaTask], *, learn_architecture: bool) -> Contribution:
         """See ``MetaLearner``. The values are ``w_task - w`` and the moments after each task."""

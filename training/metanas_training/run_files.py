@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metanas.artifact import meta_from_bytes
 from metanas.model import MetaModel
-from metanas_training.evaluate import EvaluationError
+from metanas_training.errors import EvaluationError
 
 
 @dataclass(frozen=True, slots=True)

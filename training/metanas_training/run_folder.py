@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import metanas
-from metanas.artifact import write_atomically
+from metanas.artifact import write_atomically, write_json
 from metanas_training.config import TrainingConfig
 from metanas_training.loop import StepOutcome
 
@@ -71,11 +71,6 @@ class RunFolder:
         """Flush everything."""
         self._file.close()
         self._writer.close()
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Plain values, indented, atomically."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:

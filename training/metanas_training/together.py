@@ -2,7 +2,6 @@
 
     TogetherReptile     the meta-learner: what ``Reptile`` learns, many tasks in one pass
     AdaptedTasks        where the steps have taken each task
-    measure_statistics  adapted tasks, images  ->  each task's batch-norm statistics
 
 One task is far too small for a GPU: its time goes into starting kernels. So every weight gets a
 leading dimension of tasks, and ``torch.func.vmap`` turns the convolutions of all tasks into one
@@ -35,24 +34,18 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.func import functional_call, vmap
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from metanas.backbone import Backbone
 from metanas.errors import InvalidConfigError
 from metanas.head import Head, balanced_cross_entropy, prototypes
 from metanas.learner import Batches, operation_weights, step_temperature
-from metanas.operations import BatchNorm, measuring
 from metanas.optimizer import HEAD, STEP, Parameters, build_optimizer
 from metanas.schedule import Schedule
 from metanas_training.config import Precision
 from metanas_training.errors import NonFiniteError, check_finite
 from metanas_training.meta_learner import ARCHITECTURE, MOMENTS, NETWORK, Contribution, MetaTask, Subject
 from metanas_training.reptile import Reptile, draw_paths, live_parameters, task_tensors
-
-_LOW: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_CONVOLUTION: Any = torch.conv2d
-"""What ``nn.Conv2d`` and ``functional.conv2d`` call."""
+from metanas_training.stacked import forward_each, repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +171,11 @@ class TogetherReptile:
         # A deep copy takes what it finds in its memo in the place of the original; buffers are only read.
         places: dict[int, Any] = {id(value): value for value in subject.network.buffers()}
         for value in subject.network.parameters():
-            places[id(value)] = nn.Parameter(_repeat(value, len(tasks)))
+            places[id(value)] = nn.Parameter(repeat(value, len(tasks)))
         return _Stack(
             network=copy.deepcopy(subject.network, places),
             architecture={
-                name: _repeat(value, len(tasks)).requires_grad_(learn_architecture)
+                name: repeat(value, len(tasks)).requires_grad_(learn_architecture)
                 for name, value in subject.architecture.items()
             },
             images=torch.stack([one.images for one in data]),
@@ -243,7 +236,7 @@ class _Stack:
 
     def features(self, images: Tensor, weights: Mapping[str, Tensor] | None, *, paths: Tensor | None = None) -> Tensor:
         """``(tasks, batch, channels, H, W)`` to ``(tasks, batch, features)``."""
-        return _forward(
+        return forward_each(
             self.network,
             dict(self.network.named_parameters()),
             images,
@@ -268,88 +261,6 @@ class _Stack:
         head.weight = nn.Parameter(scale * rows)
         head.bias = nn.Parameter(rows.new_zeros(tasks, n_way))
         return head
-
-
-@torch.no_grad()
-def measure_statistics(
-    network: Backbone,
-    images: Tensor,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-    skip_below: float = 0.0,
-) -> dict[str, Tensor]:
-    """The batch-norm statistics that ``operations.measuring`` would find for each task alone.
-
-    Args:
-        network: of ``AdaptedTasks``; its own statistics stay as they are.
-        images: ``(tasks, batch, channels, H, W)``.
-        weights: for each cell type ``(tasks, rows)``; None: the genotype's own.
-        skip_below: an operation under it in all tasks is not run; its statistics stay as they are.
-
-    Returns:
-        ``(tasks, channels)`` by the name of the buffer.
-    """
-    norms = [name for name, module in network.named_modules() if isinstance(module, BatchNorm)]
-    statistics = {
-        f"{name}.{kind}": _repeat(network.get_buffer(f"{name}.{kind}"), len(images))
-        for name in norms
-        for kind in ("mean", "variance")
-    }
-    with measuring(network):
-        _forward(network, {**dict(network.named_parameters()), **statistics}, images, weights, skip_below=skip_below)
-    return statistics
-
-
-def _forward(
-    network: Backbone,
-    values: Mapping[str, Tensor],
-    images: Tensor,
-    weights: Mapping[str, Tensor] | None,
-    *,
-    skip_below: float,
-    precision: Precision = "float32",
-    paths: Tensor | None = None,
-) -> Tensor:
-    """Each task's images through the network with each task's parameters and buffers, ``values``."""
-    run: dict[str, list[bool]] | None = None
-    if weights is not None:
-        enough = {name: value.detach() >= skip_below for name, value in weights.items()}
-        run = {name: value.any(dim=0).tolist() for name, value in enough.items()}
-        weights = {name: torch.where(enough[name], value, 0.0) for name, value in weights.items()}
-
-    def features(
-        values: dict[str, Tensor], images: Tensor, weights: dict[str, Tensor] | None, paths: Tensor | None
-    ) -> Tensor:
-        options = {"skip_below": skip_below, "run": run, "paths": paths}
-        result: Tensor = functional_call(network, values, (images, weights), options)
-        return result
-
-    dims = (0, 0, None if weights is None else 0, None if paths is None else 0)
-    with _UnderVmap(precision):
-        result: Tensor = vmap(features, in_dims=dims)(dict(values), images, weights, paths)
-    return result
-
-
-class _UnderVmap(TorchFunctionMode):
-    """Inside, convolutions compute in another precision, and ``contiguous`` takes no memory format.
-
-    In torch 2.13 autocast does not reach a convolution under vmap on a CPU, and vmap has no memory
-    formats, which only change the speed.
-    """
-
-    def __init__(self, precision: Precision) -> None:
-        super().__init__()
-        self._low = _LOW.get(precision)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.contiguous:
-            return args[0].contiguous()
-        if self._low is not None and func is _CONVOLUTION:
-            low = [value.to(self._low) if isinstance(value, Tensor) else value for value in args]
-            return func(*low, **(kwargs or {})).to(args[0].dtype)
-        return func(*args, **(kwargs or {}))
 
 
 def _losses(head: nn.Module, features: Tensor, labels: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -399,11 +310,6 @@ def _learned(parameters: Parameters) -> dict[str, Tensor]:
         **{f"{NETWORK}{name}": value for name, value in parameters.network.named_parameters()},
         **{f"{ARCHITECTURE}{name}": value for name, value in parameters.architecture.items()},
     }
-
-
-def _repeat(value: Tensor, tasks: int) -> Tensor:
-    """``(tasks, ...)``, a copy for each task, in plain row-major order."""
-    return value.detach().expand(tasks, *value.shape).clone(memory_format=torch.contiguous_format)
 
 
 def _check_shapes(tasks: Sequence[MetaTask]) -> None:
