@@ -112,6 +112,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterr
         (["--warm-up", "maml"], 2, "warm_up must be prototype, supervised, meta, got 'maml'"),
         (["--config", "/nowhere.toml"], 2, "cannot read /nowhere.toml: No such file"),
         (["--data", "folder:/nowhere"], 1, "/nowhere is not a folder"),
+        (["--network", "fixed", "--genotype", "autometa"], 2, "the genotype has 5 nodes, the space has 3"),
+        (["--network", "fixed", "--genotype", "nasnet"], 2, "nasnet"),
         (["--resume", "/nowhere", "--seed", "3"], 2, "--resume takes all settings from the run; leave out --seed"),
         (["--resume", "/nowhere"], 1, "no checkpoint /nowhere/checkpoint.pt; start without --resume"),
         (["--output", "/dev/null/run"], 1, "Not a directory"),

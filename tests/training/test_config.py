@@ -73,6 +73,7 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("task = 3", r"\[task\] must be a table, got 3"),
         ("[network]\nkind = 'cnn'", "network.kind must be search, fixed, conv_blocks, got 'cnn'"),
         ("[network]\nkind = 'fixed'", 'network.genotype belongs to kind "fixed" and is needed there'),
+        ("[network]\naffine = true", "a search needs batch norms without scale and shift: set network.affine to"),
         ("meta_learner = 'maml'", 'MAML takes plain inner steps: set optimizer = "sgd" in'),
         ("learned_rates = true", "multi_step_loss, learned_rates, gradient_clip and meta_optimizer adam are for MAML"),
         ("precision = 'bfloat16'", "precision bfloat16 is for together"),

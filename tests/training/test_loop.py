@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_task(
     where = "warm_up step 2 .step 2 of 2.: the loss is nan at batch 1" if phase == "warm_up" else (
         "joint step 2 .step 2 of 2.: the loss is nan at inner step 1 of task 1"
     )  # fmt: skip
-    with pytest.raises(NonFiniteError, match=f"^{where}; lower the learning rates"):
+    with pytest.raises(NonFiniteError, match=f"^{where}; start again with lower learning rates"):
         trainer.run(on_step=spoil, should_stop=lambda: False)
 
 

@@ -170,7 +170,9 @@ def test_a_loss_that_is_no_number_names_step_and_task_and_leaves_the_subject(sub
     wild = replace(LEARNER, schedule=replace(SCHEDULE, learning_rate=100.0, architecture_steps=5))
     with torch.no_grad():
         subject.network.stem.weight[0] = torch.inf
-    with pytest.raises(NonFiniteError, match="the loss is nan at inner step 1 of task 1; lower the learning rates"):
+    with pytest.raises(
+        NonFiniteError, match="the loss is nan at inner step 1 of task 1; start again with lower learning rates"
+    ):
         wild.learn(subject, bad, learn_architecture=True)
     before["network/stem.weight"][0] = torch.inf
     assert all(torch.equal(value, before[name]) for name, value in _values(subject).items())

@@ -525,6 +525,8 @@ def test_the_table_has_mean_standard_error_and_range_over_the_seeds(
     )
     assert table[3].startswith("| operations and inputs | 0 | 40.0 | 39.0 | 1.0 | 40.0 | 1000 | 500 | 60 |")
     assert {line.count("|") for line in table} == {table[0].count("|")}
+    gained = _write_result(tmp_path / "gained", "operations", 0, 0.4, 0.4002)
+    assert "| 40.0 | 40.0 | 0.0 |" in markdown_table(read_results([gained]))  # not -0.0
 
 
 def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

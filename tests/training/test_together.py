@@ -368,7 +368,9 @@ def test_a_loss_that_is_no_number_names_step_and_task(
     tasks = make_tasks()
     with torch.no_grad():
         subject.network.convs[0].weight[0] = torch.inf
-    with pytest.raises(NonFiniteError, match="the loss is nan at inner step 1 of task 1; lower the learning rates"):
+    with pytest.raises(
+        NonFiniteError, match="the loss is nan at inner step 1 of task 1; start again with lower learning rates"
+    ):
         TogetherReptile(LOOP, chunk=chunk).learn(subject, tasks, learn_architecture=False)
 
 

@@ -11,12 +11,9 @@ checkpoint written; a second signal stops at once, at the last checkpoint.
 import argparse
 import logging
 import platform
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from tqdm import tqdm
 import metanas
 from metanas.allocator import keep_freed_memory
 from metanas.artifact import save_meta, write_json
+from metanas.backbone import build_backbone
 from metanas.errors import InvalidConfigError, MetaNASError
 from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
@@ -37,6 +35,7 @@ from metanas_training.loop import StepOutcome, Trainer
 from metanas_training.report import summary
 from metanas_training.run_folder import RunFolder
 from metanas_training.state import State, load_checkpoint, new_state, to_meta_model
+from metanas_training.stopping import stop_flag
 
 logger = logging.getLogger("metanas_training")
 
@@ -98,6 +97,11 @@ def _train(
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     preprocessing = default_preprocessing(config.data, image_size=config.image_size, grey=config.grey)
+    # What can be wrong without looking at the data is found before they are read.
+    space, genotype = config.network.space(preprocessing), config.network.fixed_genotype()
+    with torch.device("meta"):
+        build_backbone(space, genotype)
+    output.mkdir(parents=True, exist_ok=True)
     splits = {}
     for split in ("train", "val", "test"):
         splits[split] = load_classes(config.data, split, preprocessing=preprocessing, root=root or data_root())
@@ -105,8 +109,8 @@ def _train(
     if state is None:
         state = new_state(
             config,
-            space=config.network.space(preprocessing),
-            genotype=config.network.fixed_genotype(),
+            space=space,
+            genotype=genotype,
             classes=len(splits["train"]) if config.warm_up == "supervised" else None,
         )
     trainer = Trainer(
@@ -118,7 +122,7 @@ def _train(
         group=group,
     )
     folder = RunFolder(output, config=config, done=_steps_done(state), command=command) if group.leads else None
-    with _stop_flag() as stopped, _Display(folder) as display:
+    with stop_flag() as stopped, _Display(folder) as display:
         finished = trainer.run(on_step=display.show, should_stop=lambda: bool(stopped))
     if not finished:
         logger.info("stopped; continue with: python training/meta_train.py --resume %s", output)
@@ -237,22 +241,3 @@ class _Display:
                 f"{100 * outcome.validation:.1f} % on validation classes (prototypes, no adaptation)",
                 file=sys.stderr,
             )
-
-
-@contextmanager
-def _stop_flag() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM append to; a second signal stops at once."""
-    received: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

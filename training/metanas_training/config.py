@@ -82,6 +82,8 @@ class NetworkConfig:
                 f'network.genotype belongs to kind "fixed" and is needed there; got {self.genotype!r} '
                 f"with kind {self.kind!r}; known names are {', '.join(GENOTYPES)}"
             )
+        if self.kind == "search" and self.affine:
+            raise InvalidConfigError("a search needs batch norms without scale and shift: set network.affine to false")
 
     def fixed_genotype(self) -> Genotype | None:
         """The architecture where it is fixed; None: it is searched.

@@ -40,6 +40,4 @@ class WorkerLostError(TrainingError):
 def check_finite(loss: float, where: str) -> None:
     """Raise NonFiniteError if ``loss`` is not finite; ``where`` names step and task."""
     if not math.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss is {loss} at {where}; lower the learning rates, or resume from the last checkpoint with others"
-        )
+        raise NonFiniteError(f"the loss is {loss} at {where}; start again with lower learning rates")

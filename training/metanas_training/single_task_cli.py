@@ -13,23 +13,19 @@ written; a second signal stops at once, at the last checkpoint.
 """
 
 import argparse
-import json
 import logging
 import platform
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
 
 import metanas
 from metanas.allocator import keep_freed_memory
-from metanas.artifact import write_atomically
+from metanas.artifact import write_json
 from metanas.errors import InvalidConfigError, MetaNASError
 from metanas.relaxation import STRATEGIES, Strategy
 from metanas_training.datasets import data_root
@@ -41,6 +37,7 @@ from metanas_training.single_task_images import Labelled, halve, together
 from metanas_training.single_task_pruning import PruningResult, evaluate
 from metanas_training.single_task_state import RunSettings, SearchState, load_checkpoint, new_state, restore
 from metanas_training.single_task_table import RESULTS, markdown_table, read_results
+from metanas_training.stopping import stop_flag
 
 logger = logging.getLogger("metanas_training")
 
@@ -146,7 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         restore(state, checkpoint)
     output.mkdir(parents=True, exist_ok=True)
-    _write_json(output / "config.json", {"config": config.to_dict(), "strategy": strategy, "seed": seed})
+    write_json(output / "config.json", {"config": config.to_dict(), "strategy": strategy, "seed": seed})
     search = SingleTaskSearch(
         settings, state, halves=halves, preprocessing=preprocessing, checkpoint=output / CHECKPOINT
     )
@@ -161,7 +158,7 @@ def _run(arguments: argparse.Namespace) -> int:
             100 * row["architecture_accuracy"], row["largest_operation_weight"], row["seconds"],
         )  # fmt: skip
 
-    with _stop_flag() as stopped:
+    with stop_flag() as stopped:
         finished = search.run(on_epoch=show, should_stop=lambda: bool(stopped))
     if not finished:
         logger.info("stopped; continue with: python training/single_task_search.py --resume %s", output)
@@ -182,7 +179,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "evaluation_seconds": time.perf_counter() - started,
         "evaluation_cpu_seconds": time.process_time() - cpu_started,
     }
-    _write_json(output / RESULTS, report)
+    write_json(output / RESULTS, report)
     print(_summary(result, strategy))
     print(f"wrote {output / RESULTS}")
     return 0
@@ -216,26 +213,3 @@ def _summary(result: PruningResult, strategy: Strategy) -> str:
             f"  parameters                               {result.parameters_before:,} -> {result.parameters_after:,}",
         )
     )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-@contextmanager
-def _stop_flag() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM append to; a second signal stops at once."""
-    received: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        logger.info("stopping after this step; once more to stop at once")
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -106,6 +106,6 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 def _spread(values: Sequence[float], digits: int) -> str:
     if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
+        return f"{values[0]:z.{digits}f}"  # z: never -0.0
     error = stdev(values) / math.sqrt(len(values))
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{mean(values):z.{digits}f} ± {error:.{digits}f} ({min(values):z.{digits}f} to {max(values):z.{digits}f})"
