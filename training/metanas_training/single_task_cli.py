@@ -13,6 +13,7 @@ written; a second signal stops at once, at the last checkpoint.
 """
 
 import argparse
+import json
 import logging
 import platform
 import sys
@@ -25,7 +26,7 @@ import torch
 
 import metanas
 from metanas.allocator import keep_freed_memory
-from metanas.artifact import write_json
+from metanas.artifact import write_atomically, write_json
 from metanas.errors import InvalidConfigError, MetaNASError
 from metanas.relaxation import STRATEGIES, Strategy
 from metanas_training.datasets import data_root
