@@ -1,7 +1,8 @@
 """The classifier of a task: any number of classes, all treated alike.
 
 A linear layer on features of unit length. Its rows start as the prototypes of the support
-set (the mean feature of each class), scaled by one meta-learned number, so at step 0 the
+set (the mean feature of each class), scaled by one number (meta-learned by the prototype loss and by MAML; plain
+Reptile leaves it at 10), so at step 0 the
 answer is the cosine similarity to the prototypes, and every class starts by the same rule.
 From there the rows are learned like any other weight.
 

@@ -71,7 +71,8 @@ class SearchSpace:
             raise InvalidConfigError(f"channels must be at least 2, as reductions halve them, got {self.channels}")
         if not self.operations or len(set(self.operations)) != len(self.operations):
             raise InvalidConfigError(f"operations must be distinct and at least one, got {self.operations}")
-        if any(not 0 <= cell < self.cells for cell in self.reduction_cells):
+        whole = all(isinstance(cell, int) and not isinstance(cell, bool) for cell in self.reduction_cells)
+        if not whole or any(not 0 <= cell < self.cells for cell in self.reduction_cells):
             raise InvalidConfigError(f"reduction_cells must name cells 0..{self.cells - 1}, got {self.reduction_cells}")
 
     @property

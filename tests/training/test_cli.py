@@ -12,6 +12,7 @@ import torch
 
 from metanas.artifact import load_meta
 from metanas_training.cli import main
+from metanas_training.run_folder import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(REPOSITORY / "training" / "meta_train.py")]
@@ -103,8 +104,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterr
         (["--warm-up-steps", "3"], 2, "--warm-up-steps, --search-steps and --fall-steps need --meta-epochs"),
         (["--minutes", "inf"], 2, "minutes must be above 0 and finite, got inf"),
         (["--minutes", "-1"], 2, "minutes must be above 0 and finite, got -1.0"),
-        (["--ways", "1"], 2, "n_way and pair_classes must be at least 2, got 1 and 64"),
-        (["--seed", "-1"], 2, "seed must be at least 0, got -1"),
+        (["--ways", "1"], 2, "n_way must be a whole number of at least 2, got 1"),
+        (["--seed", "-1"], 2, "seed must be 0..2^63 - 1, got -1"),
         (["--channels", "0"], 2, "channels must be a whole number of at least 1, got 0"),
         (["--channels", "1"], 2, "channels must be at least 2, as reductions halve them, got 1"),
         (["--meta-epochs", "2", "--search-steps", "1", "--fall-steps", "3"], 2, "no more fall than search"),
@@ -144,3 +145,30 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_even_before_the_first_checkpoint(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.json").write_text("{}")
+    assert main(_arguments(pictures, output, "--meta-epochs", "1")) == 2
+    assert f"{output} already holds a run; remove it, or choose another --output" in capsys.readouterr().err
+    assert (output / "config.json").read_text() == "{}"
+
+
+def test_more_ways_and_shots_than_there_are_come_with_a_warning(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = ("--set", "task.architecture_steps=1", "--set", "task.weight_steps=1", "--warm-up-steps", "0")
+    arguments = _arguments(pictures, tmp_path / "run", "--meta-epochs", "1", *few, "--ways", "9", "--train-shots", "8")
+    assert main(arguments) == 0
+    assert "folder:pictures/train has only 4 ways, not 9: tasks take those" in caplog.text
+    assert "folder:pictures/train has only 4 training images a class, not 8: tasks take those" in caplog.text
+
+
+def test_what_the_environment_says_names_no_folder(pictures: Path, tmp_path: Path) -> None:
+    text = json.dumps(environment(["--data", f"folder:{pictures}", "--output", str(tmp_path / "run"), "--seed", "3"]))
+    assert str(tmp_path) not in text
+    assert "folder:pictures" in text

@@ -139,6 +139,9 @@ def test_an_experiment_is_called_by_its_folders_without_the_seed() -> None:
         ({"warm_up": "prototype", "meta_learner": "reptile"}, {"warm_up": 5, "joint": 0}, "prototype loss"),
         ({"warm_up": "prototype", "meta_learner": "reptile"}, {"warm_up": 0, "joint": 9}, "Reptile"),
         ({"warm_up": "supervised", "meta_learner": "first_order_maml"}, {}, "classifier, first-order MAML"),
+        ({"meta_learner": "maml", "warm_up": "meta", "multi_step_loss": True}, {}, "MAML++"),
+        ({"meta_learner": "maml", "warm_up": "meta", "multi_step_loss": False}, {}, "MAML"),
+        ({"meta_learner": "first_order_maml", "warm_up": "meta", "learned_rates": True}, {}, "first-order MAML++"),
         ({}, {}, "-"),
     ],
 )
@@ -146,3 +149,99 @@ def test_what_trained_the_weights_is_named_by_the_phases_that_had_steps(
     config: dict[str, str], plan: dict[str, int], expected: str
 ) -> None:
     assert meta_learner(config, {"plan": plan}) == expected
+
+
+def test_a_folder_that_is_given_twice_counts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path / "a")
+    _evaluate(run, {run: 0.9})
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run), "a", "a/../a"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| a | 1 |")
+    assert "90.00 ± 1.00" in lines[2]  # the interval over tasks, not that of one run thrice: 0
+
+
+def test_two_runs_of_one_experiment_with_the_same_seed_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [_run(tmp_path / name, seed=3) for name in ("one", "two")]
+    assert main([str(run) for run in runs]) == 1
+    assert f"{runs[0]} and {runs[1]} are runs of one experiment with the same seed 3" in capsys.readouterr().err
+    other = _run(tmp_path / "three", seed=3, data="glyphs")
+    assert main([str(runs[0]), str(other)]) == 0
+
+
+def test_two_runs_of_one_experiment_with_the_same_meta_model_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [_run(tmp_path / f"hour-seed{seed}", seed=seed) for seed in range(2)]
+    (runs[1] / "meta.pt").write_bytes((runs[0] / "meta.pt").read_bytes())
+    assert main([str(run) for run in runs]) == 1
+    assert f"{runs[0]} and {runs[1]} are runs of one experiment with the same meta-model" in capsys.readouterr().err
+
+
+def test_an_experiment_of_unusual_settings_shows_them_beside_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = {"relaxation": "softmax", "strategy": "operations_and_inputs"}
+    runs = [
+        _run(tmp_path / "plain", drop_path=0.0, task=usual),
+        _run(tmp_path / "odd", drop_path=0.2, task={"relaxation": "gumbel_softmax", "strategy": "none"}),
+    ]
+    assert main([str(run) for run in runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| plain | 1 |")
+    assert lines[3].startswith("| odd (drop_path 0.2, relaxation gumbel_softmax, strategy none) | 1 |")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("runs.0.evaluation.inductive.mean", "high", "must be a finite number, got 'high'"),
+        ("runs.0.evaluation.inductive.mean", float("nan"), "must be a finite number, got nan"),
+        ("runs.0.evaluation.inductive.mean", True, "must be a finite number, got True"),
+        ("runs.0.evaluation.parameter_count", 10**400, "must be a finite number, got 1000"),
+        ("runs.0.evaluation.transductive.half_width", None, None),
+        ("runs.0.evaluation.prototype", 0.5, "must be a table, got 0.5"),
+        ("runs.0.evaluation", None, None),
+        ("runs.0.architecture", 3, "must be text, got 3"),
+        ("runs.0.meta_sha256", None, None),
+        ("runs.0", "x", "must be a table, got 'x'"),
+        ("runs", {}, "must be a list, got {}"),
+        ("tasks", 1.5, "must be a whole number, got 1.5"),
+        ("data", ["x"], "must be text, got ['x']"),
+    ],
+)
+def test_results_that_were_edited_are_refused_with_file_and_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any, expected: str | None
+) -> None:
+    run = _run(tmp_path / "a")
+    _evaluate(run, {run: 0.9})
+    file = run / "evaluation" / "results.json"
+    values = json.loads(file.read_text())
+    *way, last = field.split(".")
+    table = values
+    for part in way:
+        table = table[int(part)] if isinstance(table, list) else table[part]
+    table[int(last) if isinstance(table, list) else last] = value
+    file.write_text(json.dumps(values))
+    assert main([str(run)]) == 1
+    message = capsys.readouterr().err
+    if expected is None:
+        assert f"{file} is no result of meta_evaluate.py (no '{field}" in message
+    else:
+        assert f"{file}: {field} {expected}" in message
+
+
+def test_a_configuration_or_provenance_that_was_edited_is_refused_with_file_and_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run(tmp_path / "a", network="small")
+    assert main([str(run)]) == 1
+    assert f"{run / 'config.json'}: network must be a table, got 'small'" in capsys.readouterr().err
+    run = _run(tmp_path / "b")
+    (run / "meta.json").write_text('{"provenance": {"training_cpu_seconds": "long"}}')
+    assert main([str(run)]) == 1
+    assert "meta.json: provenance.training_cpu_seconds must be a finite number, got 'long'" in capsys.readouterr().err

@@ -73,6 +73,24 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("task = 3", r"\[task\] must be a table, got 3"),
         ("[network]\nkind = 'cnn'", "network.kind must be search, fixed, conv_blocks, got 'cnn'"),
         ("[network]\nkind = 'fixed'", 'network.genotype belongs to kind "fixed" and is needed there'),
+        ("image_size = '28'", "image_size must be a whole number of at least 1, got '28'"),
+        ("image_size = 0", "image_size must be a whole number of at least 1, got 0"),
+        ("eval_queries = 0", "eval_queries must be a whole number of at least 1, got 0"),
+        ("validation_tasks = -1", "validation_tasks must be a whole number of at least 1, got -1"),
+        (
+            "meta_architecture_learning_rate = nan",
+            "meta_architecture_learning_rate must be above 0 and finite, got nan",
+        ),
+        ("search_temperature_end = 0", "search_temperature_end must be above 0 and finite, got 0"),
+        ("search_skip_below = 2.0", "search_skip_below must be at least 0 and under the threshold 0.01, got 2.0"),
+        ("seed = 99999999999999999999999999", r"seed must be 0..2\^63 - 1, got 9999"),
+        ("[network]\nreduction_cells = ['a']", "reduction_cells, entry 1 must be int, got 'a'"),
+        ("[network]\nreduction_cells = [1.5]", "reduction_cells, entry 1 must be int, got 1.5"),
+        ("[network]\nkind = 'conv_blocks'\nchannels = 9", "network.channels means nothing to kind 'conv_blocks'"),
+        ("[network]\nfilters = 9", "network.filters means nothing to kind 'search'"),
+        ("drop_path = 0.1\n[network]\nkind = 'conv_blocks'", "conv_blocks has no paths to drop"),
+        ("[task]\nrelaxation = 'gumbel'\n[network]\nkind = 'conv_blocks'", "relaxation gumbel is for a search"),
+        ("minutes = 5\n[plan]\njoint = 3", "the file has minutes and a .plan.; it must have one of them"),
         ("[network]\naffine = true", "a search needs batch norms without scale and shift: set network.affine to"),
         ("meta_learner = 'maml'", 'MAML takes plain inner steps: set optimizer = "sgd" in'),
         ("learned_rates = true", "multi_step_loss, learned_rates, gradient_clip and meta_optimizer adam are for MAML"),
@@ -122,3 +140,29 @@ def test_unknown_values_of_set_are_refused(tmp_path: Path) -> None:
     for text, message in settings:
         with pytest.raises(InvalidConfigError, match=message):
             _read("--set", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plan"),
+    [
+        (["--meta-epochs", "6"], (6, 24, 12, 6)),
+        (["--meta-epochs", "6", "--warm-up", "meta"], (6, 0, 0, 6)),
+        (["--meta-epochs", "6", "--warm-up", "meta", "--network", "conv_blocks"], (0, 0, 0, 6)),
+        (["--meta-epochs", "6", "--network", "conv_blocks"], (6, 0, 0, 6)),
+        (["--meta-epochs", "6", "--config", "omniglot_reptile_cnn.toml"], (0, 0, 0, 6)),
+        (["--meta-epochs", "6", "--config", "omniglot_metanas.toml"], (15_000, 0, 0, 6)),
+        (["--set", "plan.warm_up=5", "--config", "omniglot_metanas.toml"], (5, 0, 0, 15_000)),
+    ],
+)
+def test_steps_on_the_command_line_replace_those_of_a_file_and_what_it_does_not_name_is_0(
+    arguments: list[str], plan: tuple[int, ...]
+) -> None:
+    folder = CONFIGS[0].parent
+    found = _read(*[str(folder / word) if word.endswith(".toml") else word for word in arguments]).plan
+    assert found is not None
+    assert (found.warm_up, found.search, found.fall, found.joint) == plan
+
+
+def test_steps_that_are_no_whole_number_are_refused() -> None:
+    with pytest.raises(InvalidConfigError, match=r"plan\.joint must be int, got '5'"):
+        _read("--set", "plan.joint='5'")

@@ -1,5 +1,6 @@
 """Both protocols on data that are easy to tell apart, what is reported of each task, and intervals by hand."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,22 +14,27 @@ import torch
 from metanas.backbone import build_backbone
 from metanas.cost import multiply_adds
 from metanas.genotypes import GENOTYPES
+from metanas.head import Head
 from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
 from metanas.space import NO_CELLS, ConvBlocks, EdgeOperation, Genotype, SearchSpace, Space
+from metanas.task_network import TaskNetwork
 from metanas_training.architectures import most_common, most_common_cell
 from metanas_training.episodes import Episode
-from metanas_training.errors import EvaluationError
+from metanas_training.errors import EvaluationError, NonFiniteError
 from metanas_training.evaluate import (
     TaskScore,
+    accuracy,
     draw_tasks,
     estimate,
     evaluate,
     evaluate_task,
+    inductive_accuracy,
     sample_tasks,
+    scale_episode,
     summarise,
 )
 from metanas_training.evaluation_pool import EvaluationPool
@@ -112,6 +118,45 @@ def test_both_protocols_are_far_above_chance_on_data_that_are_easy_to_tell_apart
     assert json.loads(json.dumps(scores.to_dict()))["inductive"]["mean"] == scores.inductive.mean
     assert (scores.pruning_loss is None) == (kind != "searched")
     assert ("nothing is pruned" in summary(scores)) == (kind != "searched")
+
+
+BROKEN = "the network's answers are not finite: the meta-model is broken"
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_meta_model_of_absurd_weights_is_an_error_not_chance(
+    make_meta: MakeMeta, make_classes: Any, kind: str
+) -> None:
+    meta = make_meta(kind)
+    meta = dataclasses.replace(
+        meta, weights={name: torch.full_like(value, 3e38) for name, value in meta.weights.items()}
+    )
+    episode = sample_tasks(make_classes(noise=60), n_way=4, n_shot=1, n_query=1, tasks=1, seed=0)[0]
+    with pytest.raises(NonFiniteError, match=BROKEN):
+        evaluate_task(meta, episode)
+
+
+def test_adaptation_that_ends_in_no_numbers_is_an_error_not_chance(make_meta: MakeMeta, make_classes: Any) -> None:
+    meta = dataclasses.replace(make_meta("fixed"), head_scale=float(torch.finfo(torch.float32).max))
+    episode = sample_tasks(make_classes(noise=60), n_way=4, n_shot=1, n_query=1, tasks=1, seed=0)[0]
+    with pytest.raises(NonFiniteError, match=r"the loss is (nan|inf) after step \d of 8 of adaptation: the meta-model"):
+        evaluate_task(meta, episode)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_logit_that_is_not_finite_is_an_error_in_both_protocols(
+    make_meta: MakeMeta, make_classes: Any, value: float
+) -> None:
+    meta = make_meta("conv_blocks")
+    episode = sample_tasks(make_classes(), n_way=2, n_shot=1, n_query=2, tasks=1, seed=0)[0]
+    scaled = scale_episode(episode, meta.preprocessing)
+    network = TaskNetwork(meta.space, NO_CELLS, 2)
+    head: Head = network.head
+    head.bias.data[1] = value
+    with pytest.raises(NonFiniteError, match=BROKEN):
+        accuracy(network, scaled.queries, scaled.labels)
+    with pytest.raises(NonFiniteError, match=BROKEN):
+        inductive_accuracy(network.network, head, None, scaled)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "conv_blocks"])

@@ -17,9 +17,9 @@ from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
 from metanas.space import Genotype, SearchSpace
-from metanas_training import evaluate_cli
 from metanas_training.evaluate import TaskScore
 from metanas_training.evaluate_cli import main
+from metanas_training.evaluation_pool import EvaluationPool
 from metanas_training.journal import Journal
 from metanas_training.report import over_runs
 from metanas_training.run_files import read_runs
@@ -30,17 +30,24 @@ TASKS = 3
 FIGURES = ("model_sizes", "cell_normal", "cell_reduction", "weights_normal", "weights_reduction", "accuracy_over_steps")
 
 
-def _save(path: Path, *, seed: int, schedule: Schedule | None = None) -> Path:
+def _save(
+    path: Path,
+    *,
+    seed: int,
+    schedule: Schedule | None = None,
+    configuration: dict[str, Any] | None = None,
+    factor: float = 1.0,
+) -> Path:
     """A meta-model of random weights and architecture."""
     torch.manual_seed(seed)
     meta = MetaModel(
         space=SPACE,
-        weights={name: value.detach() for name, value in build_backbone(SPACE, None).named_parameters()},
+        weights={name: factor * value.detach() for name, value in build_backbone(SPACE, None).named_parameters()},
         architecture={name: 0.1 * torch.randn(value.shape) for name, value in initial_architecture(SPACE).items()},
         head_scale=10.0,
         preprocessing=Preprocessing(height=SIZE, width=SIZE),
         schedule=schedule or Schedule(architecture_steps=2, weight_steps=2),
-        provenance={"seed": seed},
+        provenance={"seed": seed, **({} if configuration is None else {"configuration": configuration})},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_meta(path, meta)
@@ -148,13 +155,13 @@ def test_an_evaluation_that_was_stopped_goes_on_from_the_tasks_that_are_done(
 ) -> None:
     _interrupt(folder, tmp_path)
     seen: list[int] = []
-    submit = evaluate_cli.EvaluationPool.score
+    submit = EvaluationPool.score
 
     def count(self: Any, index: int, episodes: Any, *, journal: Any, **rest: Any) -> Any:
         seen.append(len(journal.scores))
         return submit(self, index, episodes, journal=journal, **rest)
 
-    monkeypatch.setattr(evaluate_cli.EvaluationPool, "score", count)
+    monkeypatch.setattr(EvaluationPool, "score", count)
     assert main(_arguments(folder, "--output", str(tmp_path), "--curve-tasks", "0", "--no-figures")) == 0
     assert seen == [TASKS - 1, TASKS - 1]
     assert not list(tmp_path.glob("*.png"))
@@ -185,9 +192,61 @@ def test_runs_that_differ_by_more_than_their_seed_are_refused(
     other = _save(tmp_path / "other.pt", seed=2, schedule=Schedule(architecture_steps=3, weight_steps=2))
     first = folder / "run-seed0" / "meta.pt"
     assert main(["--meta", str(first), str(other)]) == 1
-    assert "differ in their schedule; evaluate together only runs of one experiment" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "differ in their schedule.architecture_steps (2 and 3); evaluate together only runs of one" in message
     assert main(["--meta", str(first), str(first)]) == 1
     assert "are the same meta-model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"data": "glyphs"}, {"data": "omniglot"}, "configuration.data (glyphs and omniglot)"),
+        ({"network": {"cells": 4, "nodes": 3}}, {"network": {"cells": 4, "nodes": 2}}, "configuration.network.nodes"),
+        ({"plan": None}, {"plan": {"joint": 5}}, "configuration.plan (None and {'joint': 5})"),
+        ({"data": "glyphs"}, {"data": "glyphs", "grey": True}, "configuration.grey: only the second has it"),
+        ({"data": "glyphs"}, None, "configuration: only the first has it"),
+        (None, {"data": "glyphs"}, "configuration: only the second has it"),
+    ],
+)
+def test_meta_models_of_other_training_settings_are_no_seeds_of_one_experiment(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    one: dict[str, Any] | None,
+    other: dict[str, Any] | None,
+    expected: str,
+) -> None:
+    files = [
+        _save(tmp_path / f"{seed}.pt", seed=seed, configuration=None if values is None else {"seed": seed, **values})
+        for seed, values in enumerate((one, other))
+    ]
+    assert main(["--meta", *map(str, files)]) == 1
+    message = capsys.readouterr().err
+    assert f"{files[0]} and {files[1]} differ in their {expected}" in message
+    assert "evaluate these one by one" in message
+    assert [len(read_runs([file])) for file in files] == [1, 1]
+
+
+def test_training_settings_that_differ_by_the_seed_only_are_of_one_experiment(tmp_path: Path) -> None:
+    files = [_save(tmp_path / f"{seed}.pt", seed=seed, configuration={"seed": seed, "grey": True}) for seed in (0, 1)]
+    assert [run.name for run in read_runs(files)] == ["seed 0", "seed 1"]
+
+
+def test_two_meta_models_of_one_seed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [_save(tmp_path / f"{number}.pt", seed=7, factor=number) for number in (1, 2)]
+    assert main(["--meta", *map(str, files)]) == 1
+    assert f"{files[0]} and {files[1]} are both of seed 7" in (message := capsys.readouterr().err)
+    assert "evaluate them one by one" in message
+
+
+def test_a_broken_meta_model_ends_with_exit_code_1_not_with_chance(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = _save(tmp_path / "broken.pt", seed=0, factor=1e38)
+    assert main([*_arguments(folder), "--meta", str(broken)]) == 1
+    text, messages = capsys.readouterr()
+    assert "meta_evaluate: the network's answers are not finite: the meta-model is broken" in messages
+    assert "inductive (support" not in text
 
 
 def test_what_is_wrong_is_said_with_exit_code_1_or_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

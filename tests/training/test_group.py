@@ -14,6 +14,7 @@ import torch
 
 from metanas.artifact import load_meta, unpack
 from metanas.errors import InvalidConfigError
+from metanas_training.config import Plan
 from metanas_training.group import Group
 from metanas_training.loop import Trainer
 from metanas_training.state import CHECKPOINT_KIND
@@ -128,20 +129,29 @@ def _worker(output: Path, *, rank: int) -> int:
     raise AssertionError("the run made no step")
 
 
-@pytest.mark.parametrize("setting", ["meta_batch_size", "prototype_batches"])
-def test_fewer_tasks_than_processes_are_refused(
-    make_config: Any, make_state: Any, make_classes: Any, tmp_path: Path, setting: str
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("meta_batch_size", {"plan": Plan(joint=1)}),
+        ("meta_batch_size", {"plan": Plan(warm_up=1), "warm_up": "meta"}),
+        ("prototype_batches", {"plan": Plan(warm_up=1)}),
+    ],
+)
+def test_fewer_tasks_than_processes_are_refused_where_the_plan_needs_them(
+    make_config: Any, make_state: Any, make_classes: Any, tmp_path: Path, setting: str, values: dict[str, Any]
 ) -> None:
-    config = make_config(**{"meta_batch_size": 4, "prototype_batches": 4, setting: 2})
-    with pytest.raises(InvalidConfigError, match=f"{setting} is 2, too few for 3 processes to share; set it to 3"):
-        Trainer(
-            config,
-            make_state(config),
-            train=make_classes(),
-            validation=make_classes(seed=1),
-            checkpoint=tmp_path / "c",
-            group=Group(size=3),
-        )
+    other = ({"meta_batch_size", "prototype_batches"} - {setting}).pop()
+    for enough in (False, True):
+        config = make_config(**{setting: 3 if enough else 2, other: 1, **values})
+        trainer = Trainer(
+            config, make_state(config), train=make_classes(), validation=make_classes(seed=1),
+            checkpoint=tmp_path / "c", group=Group(rank=1, size=3),
+        )  # fmt: skip
+        if enough:
+            trainer._check_shares(config.plan)
+        else:
+            with pytest.raises(InvalidConfigError, match=f"{setting} is 2, too few for 3 processes to share; set it"):
+                trainer.run(on_step=lambda _: None, should_stop=lambda: False)
 
 
 def test_every_item_is_the_share_of_exactly_one_process() -> None:

@@ -23,7 +23,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--threads", "threads", int, "torch threads"),
     ("--minutes", "minutes", float, "time to plan for"),
     ("--warm-up", "warm_up", str, "prototype, supervised or meta (the meta-learner itself, as in the paper)"),
-    ("--meta-learner", "meta_learner", str, "reptile, maml or first_order_maml"),
+    ("--meta-learner", "meta_learner", str, "reptile, maml or first_order_maml (MAML: with --set task.optimizer=sgd)"),
     ("--meta-epochs", "plan.joint", int, "meta-steps of the joint phase, instead of --minutes"),
     ("--warm-up-steps", "plan.warm_up", int, "steps before the architecture learns"),
     ("--search-steps", "plan.search", int, "prototype steps with architecture"),
@@ -79,10 +79,11 @@ def read_arguments(arguments: argparse.Namespace) -> TrainingConfig:
         InvalidConfigError: settings that contradict each other, or that there are not.
     """
     values = read_config(arguments.config) if arguments.config is not None else {}
+    planned = values.get("plan") is not None
     given = given_settings(arguments)
     for setting, value in given.items():
         _put(values, setting, value)
-    _complete_plan(values, given)
+    _complete_plan(values, given, planned=planned)
     values["device"] = _device(values.get("device", "auto"))
     return TrainingConfig.from_dict(values)
 
@@ -125,21 +126,32 @@ def _put(values: dict[str, Any], setting: str, value: Any) -> None:
     values[name] = value
 
 
-def _complete_plan(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Fill in the steps that follow from others, and refuse a plan beside minutes."""
-    steps = [name for name in given if name.startswith("plan.")]
+def _complete_plan(values: dict[str, Any], given: Mapping[str, Any], *, planned: bool) -> None:
+    """Fill in the steps that follow from others, and refuse a plan beside minutes.
+
+    Args:
+        planned: whether the file has a plan.
+    """
+    steps = {name: value for name, value in given.items() if name.startswith("plan.")}
     if steps and "minutes" in given:
         raise InvalidConfigError("give --minutes or --meta-epochs, not both")
     if "minutes" in given:
         values.pop("plan", None)  # the file's
-    if steps and "joint" not in values["plan"]:
-        raise InvalidConfigError("--warm-up-steps, --search-steps and --fall-steps need --meta-epochs")
-    plan = values.get("plan")
-    if not steps or not isinstance(plan, dict):
         return
-    searches = values.get("network", {}).get("kind", "search") == "search" and values.get("warm_up") != "meta"
-    plan.setdefault("warm_up", plan["joint"])
-    plan.setdefault("search", 4 * plan["warm_up"] if searches else 0)
+    if "minutes" in values and values.get("plan") is not None and not steps:
+        raise InvalidConfigError("the file has minutes and a [plan]; it must have one of them")
+    if not steps or planned:
+        return  # what a file's plan does not name is 0
+    plan = values["plan"]
+    if "joint" not in plan:
+        raise InvalidConfigError("--warm-up-steps, --search-steps and --fall-steps need --meta-epochs")
+    for name, value in plan.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidConfigError(f"plan.{name} must be int, got {value!r}")
+    searches = values.get("network", {}).get("kind", "search") == "search"
+    by_meta_learner = values.get("warm_up") == "meta"
+    plan.setdefault("warm_up", plan["joint"] if searches or not by_meta_learner else 0)
+    plan.setdefault("search", 4 * plan["warm_up"] if searches and not by_meta_learner else 0)
     plan.setdefault("fall", (plan["search"] + 1) // 2)
 
 

@@ -33,8 +33,8 @@ from metanas_training.evaluate import Evaluation, TaskScore, evaluate
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
 from metanas_training.report import summary
-from metanas_training.run_folder import RunFolder
-from metanas_training.state import State, load_checkpoint, new_state, to_meta_model
+from metanas_training.run_folder import RunFolder, claim
+from metanas_training.state import State, checkpoint_config, load_checkpoint, new_state, to_meta_model
 from metanas_training.stopping import stop_flag
 
 logger = logging.getLogger("metanas_training")
@@ -60,26 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    config: TrainingConfig | None = None
     state: State | None = None
     if arguments.resume is not None:
         check_resume(arguments)
         output = arguments.resume
+        config = checkpoint_config(output / "checkpoint.pt")
     else:
         config = read_arguments(arguments)
         output = arguments.output or default_output(arguments, config)
     checkpoint = output / "checkpoint.pt"
-    group = join_group("cpu" if config is None else config.device)
+    group = join_group(config.device)
     try:
         if not group.leads:
             logger.setLevel(logging.WARNING)
-        if config is None or (group.restarts and checkpoint.exists()):
+        if arguments.resume is not None or (group.restarts and checkpoint.exists()):
             config, state = load_checkpoint(checkpoint)
             logger.info("resuming %s after %d steps", output, _steps_done(state))
-        elif checkpoint.exists():
-            raise InvalidConfigError(
-                f"{output} already holds a run; continue it with --resume {output}, or choose another --output"
-            )
         return _train(config, state, output=output, root=arguments.data_root, group=group, command=command)
     finally:
         group.leave()
@@ -101,7 +97,8 @@ def _train(
     space, genotype = config.network.space(preprocessing), config.network.fixed_genotype()
     with torch.device("meta"):
         build_backbone(space, genotype)
-    output.mkdir(parents=True, exist_ok=True)
+    if group.leads:
+        claim(output, config, fresh=state is None and not group.restarts)
     splits = {}
     for split in ("train", "val", "test"):
         splits[split] = load_classes(config.data, split, preprocessing=preprocessing, root=root or data_root())
@@ -121,7 +118,7 @@ def _train(
         checkpoint=output / "checkpoint.pt",
         group=group,
     )
-    folder = RunFolder(output, config=config, done=_steps_done(state), command=command) if group.leads else None
+    folder = RunFolder(output, done=_steps_done(state), command=command) if group.leads else None
     with stop_flag() as stopped, _Display(folder) as display:
         finished = trainer.run(on_step=display.show, should_stop=lambda: bool(stopped))
     if not finished:

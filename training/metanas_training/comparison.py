@@ -5,13 +5,15 @@
     markdown, plain_rows   rows    ->  the table as text, as numbers
 
 Runs that differ by nothing but their seed are one experiment: mean and twice the standard error of
-the mean, as in the paper. An evaluation belongs to the run whose ``meta.pt`` has the checksum
-that it names, wherever among the folders it lies.
+the mean, as in the paper. A folder counts once, however often it is given. An evaluation belongs to the run whose
+``meta.pt`` has the checksum that it names, wherever among the folders it lies.
 """
 
 import hashlib
 import json
 import re
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +29,8 @@ LEARNERS = {"reptile": "Reptile", "maml": "MAML", "first_order_maml": "first-ord
 WARM_UPS = {"prototype": "prototype loss", "supervised": "classifier"}
 ARCHITECTURES = {"searched": "searched for each task", "fixed": "fixed", "conv_blocks": "REPTILE's CNN"}
 ABSENT = "-"
+KINDS = {str: "text", int: "a whole number", float: "a finite number", dict: "a table", list: "a list"}
+"""What a value in a file may have to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class Measured:
     """Whether it is the only run of its file."""
     settings: tuple[Any, ...]
     architecture: str
-    values: Mapping[str, Any]
-    """``Evaluation.to_dict``."""
+    parameters: float
+    accuracies: Mapping[str, Estimate]
+    """By the names of ``ACCURACIES``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +93,17 @@ def read_run(folder: Path) -> Run:
     )
     if not config and not evaluations:
         raise EvaluationError(f"{folder} is no run folder: it has neither config.json nor evaluation*/results.json")
+    provenance = _optional(folder / "meta.json", meta, "provenance", dict) or {}
+    _optional(folder / "meta.json", meta, "provenance.training_cpu_seconds", float)
+    for name in ("network", "task"):
+        _optional(folder / "config.json", config, name, dict)
+    _optional(folder / "config.json", config, "drop_path", float)
+    for file, values, plan in (("meta.json", meta, "provenance.plan"), ("config.json", config, "plan")):
+        for phase in ("warm_up", "joint"):
+            _optional(folder / file, values, f"{plan}.{phase}", int)
     weights = folder / "meta.pt"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
-    return Run(folder, config, meta.get("provenance", {}), digest, evaluations)
+    return Run(folder, config, provenance, digest, evaluations)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -107,30 +120,72 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _read_results(file: Path) -> list[Measured]:
     values = _read_json(file)
-    try:
-        settings = tuple(values[name] for name in SETTINGS)
-        return [
-            Measured(
-                file, run["meta_sha256"], len(values["runs"]) == 1, settings, run["architecture"], run["evaluation"]
-            )
-            for run in values["runs"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise EvaluationError(f"{file} is no result of meta_evaluate.py (no {error}); evaluate again") from error
+
+    def required(name: str, kind: type[Any]) -> Any:
+        if (value := _optional(file, values, name, kind)) is None:
+            raise EvaluationError(f"{file} is no result of meta_evaluate.py (no {name!r}); evaluate again")
+        return value
+
+    settings = tuple(required(name, str if name == "data" else int) for name in SETTINGS)
+    runs = len(required("runs", list))
+    return [
+        Measured(
+            file=file,
+            sha256=required(f"runs.{run}.meta_sha256", str),
+            alone=runs == 1,
+            settings=settings,
+            architecture=required(f"runs.{run}.architecture", str),
+            parameters=required(f"runs.{run}.evaluation.parameter_count", float),
+            accuracies={
+                name: Estimate(
+                    required(f"runs.{run}.evaluation.{name}.mean", float),
+                    required(f"runs.{run}.evaluation.{name}.half_width", float),
+                )
+                for name in ACCURACIES
+            },
+        )
+        for run in range(runs)
+    ]
+
+
+def _optional(file: Path, values: Any, name: str, kind: type[Any]) -> Any:
+    """The value of JSON at ``name``, as "runs.0.evaluation"; None where it or a table around it is missing.
+
+    Raises:
+        EvaluationError: it is of another kind.
+    """
+    value, above = values, ""
+    for part in name.split("."):
+        if isinstance(value, list):
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.get(part)
+        else:
+            raise EvaluationError(f"{file}: {above} must be {KINDS[dict]}, got {reprlib.repr(value)}")
+        if value is None:
+            return None
+        above = f"{above}.{part}" if above else part
+    right = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    if not right or (kind in (int, float) and not abs(value) <= sys.float_info.max):  # NaN is refused too
+        raise EvaluationError(f"{file}: {name} must be {KINDS[kind]}, got {reprlib.repr(value)}")
+    return value
 
 
 def compare(runs: Sequence[Run]) -> list[Row]:
     """A row for each experiment and kind of task, in the order of ``runs``.
 
     Raises:
-        EvaluationError: an evaluation of a meta-model that is no longer there, or two of the same tasks.
+        EvaluationError: an evaluation of a meta-model that is no longer there, two of the same tasks, or
+            two runs of one experiment with one seed or one meta-model.
     """
+    runs = list({run.folder.resolve(): run for run in runs}.values())
     measured = _assign(runs)
     experiments: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
         experiments.setdefault(_experiment_key(run), []).append(index)
     rows = []
     for members in experiments.values():
+        _check_different([runs[index] for index in members])
         kinds: dict[tuple[Any, ...], list[int]] = {}
         for index in members:
             for settings in measured[index]:
@@ -141,6 +196,20 @@ def compare(runs: Sequence[Run]) -> list[Row]:
         if unmeasured:
             rows.append(_row(unmeasured, []))
     return rows
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    """Raise EvaluationError if a run of an experiment is there twice."""
+    for index, run in enumerate(runs):
+        for other in runs[:index]:
+            same = "meta-model" if run.sha256 is not None and run.sha256 == other.sha256 else None
+            if run.config.get("seed") == other.config.get("seed"):
+                same = f"seed {run.config.get('seed')}"
+            if same is not None:
+                raise EvaluationError(
+                    f"{other.folder} and {run.folder} are runs of one experiment with the same {same}, which would "
+                    "count twice; leave one out"
+                )
 
 
 def _assign(runs: Sequence[Run]) -> list[dict[tuple[Any, ...], Measured]]:
@@ -170,10 +239,11 @@ def _experiment_key(run: Run) -> str:
 
 
 def _row(runs: Sequence[Run], measured: Sequence[Measured]) -> Row:
-    minutes = [run.provenance["training_cpu_seconds"] / 60 for run in runs if "training_cpu_seconds" in run.provenance]
+    seconds = [run.provenance.get("training_cpu_seconds") for run in runs]
+    minutes = [value / 60 for value in seconds if value is not None]
     first = runs[0]
     row = Row(
-        experiment=experiment_name([run.folder.resolve().name for run in runs]),
+        experiment=experiment_name([run.folder.resolve().name for run in runs]) + _variant(first.config),
         runs=len(runs),
         meta_learner=meta_learner(first.config, first.provenance),
         architecture=_architecture(first.config, measured[0].architecture if measured else None),
@@ -181,15 +251,13 @@ def _row(runs: Sequence[Run], measured: Sequence[Measured]) -> Row:
     )
     if not measured:
         return row
-    values = [one.values for one in measured]
-    accuracies = {
-        name: over_runs([one[name]["mean"] for one in values]) if len(values) > 1 else Estimate(**values[0][name])
-        for name in ACCURACIES
-    }
+    accuracies = measured[0].accuracies
+    if len(measured) > 1:
+        accuracies = {name: over_runs([one.accuracies[name].mean for one in measured]) for name in ACCURACIES}
     return replace(
         row,
         settings=dict(zip(SETTINGS, measured[0].settings, strict=True)),
-        parameters=sum(one["parameter_count"] for one in values) / len(values),
+        parameters=sum(one.parameters for one in measured) / len(measured),
         accuracies=accuracies,
     )
 
@@ -200,6 +268,16 @@ def experiment_name(folders: Sequence[str]) -> str:
     if len(set(names)) == 1:
         return names[0]
     return " / ".join(dict.fromkeys(names))
+
+
+def _variant(config: Mapping[str, Any]) -> str:
+    """What is unusual about how tasks are learned, as " (drop_path 0.2, strategy none)"."""
+    task = config.get("task") or {}
+    parts = [f"drop_path {config['drop_path']:g}"] if config.get("drop_path") else []
+    for name, usual in (("relaxation", "softmax"), ("strategy", "operations_and_inputs")):
+        if task.get(name, usual) != usual:
+            parts.append(f"{name} {task[name]}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def meta_learner(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -213,12 +291,14 @@ def meta_learner(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> st
         parts.append(WARM_UPS[warm_up])
     learner = str(config.get("meta_learner", "reptile"))
     if plan.get("joint", 1) > 0 or not parts:
-        parts.append(LEARNERS.get(learner, learner))
+        name = LEARNERS.get(learner, learner)
+        plus_plus = config.get("multi_step_loss") or config.get("learned_rates")
+        parts.append(name.replace("MAML", "MAML++") if plus_plus else name)
     return ", ".join(parts)
 
 
 def _architecture(config: Mapping[str, Any], measured: str | None) -> str:
-    network = config.get("network", {})
+    network = config.get("network") or {}
     kind = measured or {"search": "searched"}.get(network.get("kind", ABSENT), network.get("kind", ABSENT))
     name = ARCHITECTURES.get(kind, kind)
     return f"{name}: {network['genotype']}" if kind == "fixed" and network.get("genotype") else name

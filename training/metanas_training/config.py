@@ -82,6 +82,11 @@ class NetworkConfig:
                 f'network.genotype belongs to kind "fixed" and is needed there; got {self.genotype!r} '
                 f"with kind {self.kind!r}; known names are {', '.join(GENOTYPES)}"
             )
+        of_blocks = ("filters", "blocks")
+        for one in fields(NetworkConfig):
+            meant = one.name in ("kind", "genotype") or (one.name in of_blocks) == (self.kind == "conv_blocks")
+            if not meant and getattr(self, one.name) != one.default:
+                raise InvalidConfigError(f"network.{one.name} means nothing to kind {self.kind!r}; leave it out")
         if self.kind == "search" and self.affine:
             raise InvalidConfigError("a search needs batch norms without scale and shift: set network.affine to false")
 
@@ -183,20 +188,28 @@ class TrainingConfig:
     eval_queries: int = 15
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "checkpoint_minutes", "meta_learning_rate", "prototype_learning_rate"):
+        for name in (
+            "minutes", "checkpoint_minutes", "meta_learning_rate", "prototype_learning_rate", "step_rate_learning_rate",
+            "search_architecture_travel", "search_temperature_end", "meta_architecture_learning_rate",
+        ):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidConfigError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
-        for name in (
-            "meta_batch_size", "train_shots", "inner_steps", "eval_tasks", "eval_shots", "threads", "prototype_batches",
-            "train_queries",
+        for name, least in (
+            ("meta_batch_size", 1), ("train_shots", 1), ("inner_steps", 1), ("eval_tasks", 1), ("eval_shots", 1),
+            ("threads", 1), ("prototype_batches", 1), ("train_queries", 1), ("validations", 1), ("validation_tasks", 1),
+            ("eval_queries", 1), ("n_way", 2), ("pair_classes", 2), ("image_size", 1),
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise InvalidConfigError(f"seed must be at least 0, got {self.seed}")
-        if self.n_way < 2 or self.pair_classes < 2:
+            value = getattr(self, name)
+            if name == "image_size" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InvalidConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidConfigError(f"seed must be 0..2^63 - 1, got {self.seed}")
+        if not 0 <= self.search_skip_below < self.task.threshold:
             raise InvalidConfigError(
-                f"n_way and pair_classes must be at least 2, got {self.n_way} and {self.pair_classes}"
+                f"search_skip_below must be at least 0 and under the threshold {self.task.threshold}, "
+                f"got {self.search_skip_below}"
             )
         _check_choice("warm_up", self.warm_up, WarmUp)
         _check_choice("meta_learner", self.meta_learner, Learner)
@@ -218,6 +231,10 @@ class TrainingConfig:
         only_maml = ("multi_step_loss", "learned_rates", "gradient_clip")
         if not maml and (any(getattr(self, name) for name in only_maml) or self.meta_optimizer == "adam"):
             raise InvalidConfigError(f"{', '.join(only_maml)} and meta_optimizer adam are for MAML")
+        if self.drop_path and self.network.kind == "conv_blocks":
+            raise InvalidConfigError("drop_path is for networks of cells; conv_blocks has no paths to drop")
+        if self.task.relaxation != "softmax" and self.network.kind != "search":
+            raise InvalidConfigError(f"task.relaxation {self.task.relaxation} is for a search; this network is fixed")
         if self.precision != "float32" and not self.together:
             raise InvalidConfigError(f"precision {self.precision} is for together")
         if self.plan is not None and self.plan.search and (self.network.kind != "search" or self.warm_up == "meta"):
@@ -272,7 +289,7 @@ def _of_type(name: str, value: Any, default: Any) -> Any:
     if default is None or is_dataclass(default) or value is None:
         return value
     if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
+        return tuple(_of_type(f"{name}, entry {place}", one, default[0]) for place, one in enumerate(value, start=1))
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

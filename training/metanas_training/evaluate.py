@@ -9,6 +9,7 @@
 what a user gets. *Transductive*: all query images normalised together, as in the paper.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 from metanas.backbone import Backbone
 from metanas.cost import multiply_adds
 from metanas.head import Head, prototypes
-from metanas.learner import AdaptationTrace, adapt, operation_weights
+from metanas.learner import AdaptationTrace, StepReport, adapt, operation_weights
 from metanas.model import MetaModel
 from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing, scale
@@ -30,6 +31,7 @@ from metanas.task_network import TaskNetwork
 from metanas_training.architectures import count_structures
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import Episode, generator_for, sample_episode
+from metanas_training.errors import NonFiniteError
 
 EVALUATION = 9
 """Place of evaluation among the generators of a seed."""
@@ -111,6 +113,17 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(array.mean()), 1.96 * spread / len(array) ** 0.5)
 
 
+def _fraction_right(logits: Tensor, labels: Tensor) -> float:
+    """Fraction of rows, ``(batch, n_way)``, that are largest at their label; NaN has no largest, though argmax does."""
+    if not logits.isfinite().all():
+        raise _broken("the network's answers are not finite")
+    return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def _broken(what: str) -> NonFiniteError:
+    return NonFiniteError(f"{what}: the meta-model is broken; train it again with lower learning rates")
+
+
 @torch.no_grad()
 def prototype_accuracy(
     network: Backbone,
@@ -125,6 +138,9 @@ def prototype_accuracy(
     Args:
         network: left in training mode.
         weights: ``learner.operation_weights``; None where the architecture is fixed.
+
+    Raises:
+        NonFiniteError: a score is infinite or no number.
     """
     device = next(network.parameters()).device
     support = scale(episode.support.images.to(device), preprocessing)
@@ -135,13 +151,17 @@ def prototype_accuracy(
     queries = network(scale(episode.query_images.to(device), preprocessing), weights, skip_below=skip_below)
     network.train()
     scores = torch.nn.functional.normalize(queries, dim=1) @ rows.T
-    return float((scores.argmax(dim=1).cpu() == episode.query_labels).float().mean())
+    return _fraction_right(scores.cpu(), episode.query_labels)
 
 
 @torch.no_grad()
 def accuracy(network: TaskNetwork, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images, float32 ``(batch, channels, H, W)``, whose largest logit is their label's."""
-    return float((network(images).argmax(dim=1) == labels).float().mean())
+    """Fraction of images, float32 ``(batch, channels, H, W)``, whose largest logit is their label's.
+
+    Raises:
+        NonFiniteError: a logit is infinite or no number.
+    """
+    return _fraction_right(network(images), labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,36 +201,44 @@ def inductive_accuracy(
         network: left in training mode; only the statistics that it keeps for evaluation change.
         head: its rows are in canonical order.
         weights: of the operations; None where the architecture is fixed.
+
+    Raises:
+        NonFiniteError: a logit is infinite or no number.
     """
     with measuring(network):
         network(episode.support, weights, skip_below=skip_below)
     network.eval()
     logits = head(network(episode.queries, weights, skip_below=skip_below))
     network.train()
-    return float((logits.argmax(dim=1) == episode.labels).float().mean())
+    return _fraction_right(logits, episode.labels)
 
 
 def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskScore:
-    """Learn one episode and answer its queries in both protocols."""
+    """Learn one episode and answer its queries in both protocols.
+
+    Raises:
+        NonFiniteError: the answers, before or after adaptation, or a loss on the way are infinite or no numbers.
+    """
+    network = meta.build_network()
+    start = operation_weights(
+        network, meta.architecture, schedule=meta.schedule, temperature=meta.schedule.temperature_start
+    )
+    prototype = prototype_accuracy(
+        network, start, episode, preprocessing=meta.preprocessing, skip_below=meta.schedule.skip_below
+    )
     queries = scale(episode.query_images, meta.preprocessing)
     traces: list[AdaptationTrace] = []
     started = time.perf_counter()
-    task = adapt(meta, episode.support, seed=seed, on_trace=traces.append)
+    task = adapt(meta, episode.support, seed=seed, on_step=_check_loss, on_trace=traces.append)
     seconds = time.perf_counter() - started
     inductive = accuracy(task.network, queries, episode.query_labels)
     task.network.train()
     transductive = accuracy(task.network, queries, episode.query_labels)
     task.network.eval()
-    network = meta.build_network()
-    start = operation_weights(
-        network, meta.architecture, schedule=meta.schedule, temperature=meta.schedule.temperature_start
-    )
     return TaskScore(
         inductive=inductive,
         transductive=transductive,
-        prototype=prototype_accuracy(
-            network, start, episode, preprocessing=meta.preprocessing, skip_below=meta.schedule.skip_below
-        ),
+        prototype=prototype,
         support_accuracy=task.report.support_accuracy,
         pruning_loss=_pruning_loss(meta, episode, traces[0]) if traces else None,
         parameter_count=task.report.parameter_count,
@@ -218,6 +246,11 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
         adapt_seconds=seconds,
         genotype=task.genotype,
     )
+
+
+def _check_loss(report: StepReport) -> None:
+    if not math.isfinite(report.loss):
+        raise _broken(f"the loss is {report.loss} after step {report.step} of {report.steps} of adaptation")
 
 
 def _pruning_loss(meta: MetaModel, episode: Episode, trace: AdaptationTrace) -> float:

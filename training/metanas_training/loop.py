@@ -28,7 +28,7 @@ from metanas.schedule import Schedule
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode, sample_images, sample_pairs
-from metanas_training.errors import NonFiniteError, WorkerLostError, check_finite
+from metanas_training.errors import DatasetError, NonFiniteError, WorkerLostError, check_finite
 from metanas_training.evaluate import estimate, prototype_accuracy, sample_tasks
 from metanas_training.group import Group
 from metanas_training.maml import MAML, initial_step_rates
@@ -75,9 +75,6 @@ class Trainer:
         train, validation: classes of the two splits.
         checkpoint: where checkpoints go.
         group: the processes that share the run.
-
-    Raises:
-        InvalidConfigError: fewer tasks in a meta-batch than processes.
     """
 
     def __init__(
@@ -96,12 +93,12 @@ class Trainer:
         self.preprocessing: Preprocessing = train.preprocessing
         if config.learned_rates and not state.step_rates:
             state.step_rates = initial_step_rates(state.network, state.architecture, self._inner_schedule())
-        for name in ("meta_batch_size", "prototype_batches"):
-            if getattr(config, name) < self.group.size:
-                raise InvalidConfigError(
-                    f"{name} is {getattr(config, name)}, too few for {self.group.size} processes to share; "
-                    f"set it to {self.group.size} or more"
-                )
+        for name, asked, there in (
+            ("ways", config.n_way, len(train)),
+            ("training images a class", config.train_shots, train.smallest),
+        ):
+            if asked > there and self.group.leads:
+                logger.warning("%s has only %d %s, not %d: tasks take those", train.name, there, name, asked)
 
     def run(self, *, on_step: Callable[[StepOutcome], None], should_stop: Callable[[], bool]) -> bool:
         """Go on until the plan is done.
@@ -111,6 +108,7 @@ class Trainer:
             Either way a checkpoint has been written.
 
         Raises:
+            InvalidConfigError: fewer tasks or batches in a step than processes.
             NonFiniteError: a loss is not finite; the message names the step.
             WorkerLostError: another process is gone; the leading one has written a checkpoint.
         """
@@ -123,9 +121,10 @@ class Trainer:
     def _run(self, *, on_step: Callable[[StepOutcome], None], should_stop: Callable[[], bool]) -> bool:
         state = self.state
         state.plan = state.plan or self.config.plan or self._plan()
+        self._check_shares(state.plan)
         phases = state.plan.phases()
         steps = sum(count for _, count in phases)
-        every = max(1, steps // max(1, self.config.validations))
+        every = max(1, -(-steps // self.config.validations))
         saved = time.monotonic()
         while state.phase < len(phases):
             name, count = phases[state.phase]
@@ -155,6 +154,20 @@ class Trainer:
             state.phase, state.step = state.phase + 1, 0
         self._save()
         return True
+
+    def _check_shares(self, plan: Plan) -> None:
+        """Raise InvalidConfigError if a phase of the plan has less to do in a step than there are processes."""
+        by_meta_learner = self.config.warm_up == "meta"
+        used = {
+            "meta_batch_size": plan.joint + (plan.warm_up if by_meta_learner else 0),
+            "prototype_batches": plan.search + (0 if by_meta_learner else plan.warm_up),
+        }
+        for name, steps in used.items():
+            if steps and getattr(self.config, name) < self.group.size:
+                raise InvalidConfigError(
+                    f"{name} is {getattr(self.config, name)}, too few for {self.group.size} processes to share; "
+                    f"set it to {self.group.size} or more"
+                )
 
     def _save(self) -> None:
         if self.group.leads:
@@ -268,9 +281,16 @@ class Trainer:
         for value in state.architecture.values():
             value.requires_grad_(learn_architecture)
         learner = self._learner(progress=progress)
+        if config.meta_optimizer == "adam":
+            self._prepare_adam()
         n_way = min(config.n_way, len(self.train))
         queries = config.train_queries if config.meta_learner != "reptile" else 0
         shots = min(config.train_shots, self.train.smallest - queries)
+        if shots < 1:
+            raise DatasetError(
+                f"the smallest class of {self.train.name} has {self.train.smallest} images: {queries} query images "
+                "leave none to learn from; lower train_queries"
+            )
         places = [(config.seed, state.phase, state.step, task) for task in range(config.meta_batch_size)]
         tasks = [
             MetaTask(
@@ -290,6 +310,14 @@ class Trainer:
     def _inner_schedule(self) -> Schedule:
         """How the tasks of meta-training are learned: the first steps of what serving does."""
         return replace(self.config.task, architecture_steps=self.config.inner_steps, weight_steps=0)
+
+    def _prepare_adam(self) -> None:
+        """Make the optimiser MAML's: Adam's own betas, no weight decay, no moments of an earlier phase."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["betas"], group["weight_decay"] = (0.9, 0.999), 0.0
+        if state.step == 0 and state.phase == (WARM_UP if self.config.warm_up == "meta" else JOINT):
+            state.optimizer.state.clear()
 
     def _learner(self, *, progress: float) -> MetaLearner:
         config = self.config

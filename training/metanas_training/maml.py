@@ -196,6 +196,8 @@ class MAML:
         with torch.no_grad():
             for name, value in plain.items():
                 value.copy_(value.double() - decay * self._rate(name) * gradients[name])
+                if name.startswith(STEP_RATES):
+                    value.clamp_(min=0.0)  # a negative rate would climb
         if self.adam is not None:
             by_adam = [(value, gradients[name]) for name, value in live.items() if name not in plain]
             rates = (decay * self.learning_rate, decay * self.architecture_learning_rate)

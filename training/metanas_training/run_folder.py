@@ -25,25 +25,43 @@ from torch.utils.tensorboard import SummaryWriter
 
 import metanas
 from metanas.artifact import write_atomically, write_json
+from metanas.errors import InvalidConfigError
 from metanas_training.config import TrainingConfig
 from metanas_training.loop import StepOutcome
 
 PACKAGES = ("torch", "numpy", "pillow", "torchmeta", "Hershey-Fonts")
 
 
+def claim(path: Path, config: TrainingConfig, *, fresh: bool) -> None:
+    """Make the folder of a run and write its settings; of two runs that want one folder, one gets it.
+
+    Args:
+        fresh: whether the run starts from nothing.
+
+    Raises:
+        InvalidConfigError: ``fresh``, and the folder holds a run.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        try:
+            (path / "config.json").open("x").close()
+        except FileExistsError as error:
+            how = f"continue it with --resume {path}" if (path / "checkpoint.pt").exists() else "remove it"
+            raise InvalidConfigError(f"{path} already holds a run; {how}, or choose another --output") from error
+    write_json(path / "config.json", config.to_dict())
+
+
 class RunFolder:
     """Writes what a run leaves behind.
 
     Args:
-        path: made if it is not there.
+        path: as ``claim`` has made it.
         done: steps that the run has done already: lines and curves beyond them, of steps that were
             taken after the last checkpoint and are taken again, are dropped.
     """
 
-    def __init__(self, path: Path, *, config: TrainingConfig, done: int, command: Sequence[str]) -> None:
+    def __init__(self, path: Path, *, done: int, command: Sequence[str]) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "config.json", config.to_dict())
         write_json(path / "environment.json", environment(command))
         self._metrics = path / "metrics.jsonl"
         kept = [line for line in _lines(self._metrics) if _step(line) <= done]
@@ -85,8 +103,14 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "command": [Path(sys.argv[0]).name, *command],
+        "command": [Path(sys.argv[0]).name, *map(_without_folders, command)],
     }
+
+
+def _without_folders(argument: str) -> str:
+    """``folder:/home/someone/pictures`` as ``folder:pictures``."""
+    kind, separator, path = argument.rpartition(":")
+    return f"{kind}{separator}{Path(path).name}" if "/" in path else argument
 
 
 def _version(package: str) -> str | None:

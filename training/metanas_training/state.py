@@ -145,6 +145,19 @@ def save_checkpoint(path: Path, state: State, config: TrainingConfig) -> None:
     write_atomically(path, pack(CHECKPOINT_KIND, metadata, tensors))
 
 
+def checkpoint_config(path: Path) -> TrainingConfig:
+    """The configuration alone, before it is known on which device the rest belongs.
+
+    Raises:
+        CheckpointError, ArtifactError: as ``load_checkpoint``.
+    """
+    metadata, _ = _read(path)
+    try:
+        return TrainingConfig.from_dict(metadata["config"])
+    except (KeyError, TypeError) as error:
+        raise CorruptArtifactError(f"{path} is incomplete or contradicts itself: {error}") from error
+
+
 def load_checkpoint(path: Path) -> tuple[TrainingConfig, State]:
     """Read a checkpoint.
 
@@ -152,13 +165,17 @@ def load_checkpoint(path: Path) -> tuple[TrainingConfig, State]:
         CheckpointError: there is none.
         ArtifactError: it cannot be used.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}; start without --resume")
-    metadata, tensors = unpack(path.read_bytes(), CHECKPOINT_KIND, name=str(path))
+    metadata, tensors = _read(path)
     try:
         return _from_parts(metadata, tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path} is incomplete or contradicts itself: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}; start without --resume")
+    return unpack(path.read_bytes(), CHECKPOINT_KIND, name=str(path))
 
 
 def _from_parts(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[TrainingConfig, State]:
