@@ -1,10 +1,10 @@
 """The classifier of a task: any number of classes, all treated alike.
 
 A linear layer on features of unit length. Its rows start as the prototypes of the support
-set (the mean feature of each class), scaled by one number (meta-learned by the prototype loss and by MAML; plain
-Reptile leaves it at 10), so at step 0 the
-answer is the cosine similarity to the prototypes, and every class starts by the same rule.
-From there the rows are learned like any other weight.
+set (the mean feature of each class), scaled by one number, so at step 0 the answer is the
+cosine similarity to the prototypes, and every class starts by the same rule. From there the
+rows are learned like any other weight. The number is meta-learned by the prototype loss and
+by MAML; plain Reptile leaves it at 10.
 
 Sources: ProtoNet, arXiv 1703.05175; ProtoMAML, arXiv 1903.03096; what a fixed head costs:
 UNICORN-MAML, arXiv 2106.16245.

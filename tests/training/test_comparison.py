@@ -206,6 +206,7 @@ def test_an_experiment_of_unusual_settings_shows_them_beside_its_name(
         ("runs.0.evaluation.transductive.half_width", None, None),
         ("runs.0.evaluation.prototype", 0.5, "must be a table, got 0.5"),
         ("runs.0.evaluation", None, None),
+        ("runs.0.evaluation", [0.9], "must be a table, got [0.9]"),
         ("runs.0.architecture", 3, "must be text, got 3"),
         ("runs.0.meta_sha256", None, None),
         ("runs.0", "x", "must be a table, got 'x'"),

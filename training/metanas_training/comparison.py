@@ -156,7 +156,7 @@ def _optional(file: Path, values: Any, name: str, kind: type[Any]) -> Any:
     """
     value, above = values, ""
     for part in name.split("."):
-        if isinstance(value, list):
+        if isinstance(value, list) and part.isdigit():
             value = value[int(part)]
         elif isinstance(value, dict):
             value = value.get(part)

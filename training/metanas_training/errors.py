@@ -4,7 +4,7 @@ TrainingError(MetaNASError)
 ├── DatasetError       the data are not there, or too few
 ├── EvaluationError    what was asked cannot be measured
 ├── CheckpointError    a checkpoint that does not belong to this run
-├── NonFiniteError     a loss that is no number
+├── NonFiniteError     a loss or an answer that is no number
 └── WorkerLostError    another process of a distributed run is gone
 """
 
@@ -30,7 +30,7 @@ class CheckpointError(TrainingError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss is infinite or no number."""
+    """A loss, or what a network answers, is infinite or no number."""
 
 
 class WorkerLostError(TrainingError):
