@@ -10,8 +10,9 @@ from pathlib import Path
 
 from metanas.artifact import write_atomically
 from metanas.errors import MetaNASError
-from metanas_training.comparison import compare, markdown, plain_rows, read_run
+from metanas_training.comparison import compare, markdown, plain_rows
 from metanas_training.report import csv_text
+from metanas_training.run_results import read_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
