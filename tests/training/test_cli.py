@@ -69,7 +69,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterr
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = ("--set", "task.architecture_steps=1", "--set", "task.weight_steps=1")
-    sizes = ("--meta-epochs", "2", "--warm-up-steps", "20", "--search-steps", "2", *few)
+    sizes = ("--meta-epochs", "2", "--warm-up-steps", "12", "--search-steps", "2", *few)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     with subprocess.Popen(
         [*TRAIN, *_arguments(pictures, stopped, *sizes)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
