@@ -108,7 +108,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 
 
 def _without_folders(argument: str) -> str:
-    """``folder:/home/someone/pictures`` as ``folder:pictures``."""
+    """``folder:/some/where/pictures`` as ``folder:pictures``."""
     kind, separator, path = argument.rpartition(":")
     return f"{kind}{separator}{Path(path).name}" if "/" in path else argument
 
