@@ -38,10 +38,11 @@ class ConvNet(nn.Module):
         skip_below: float = 0.0,
         run: Mapping[str, Sequence[bool]] | None = None,
         paths: Tensor | None = None,
+        twice_differentiable: bool = False,
     ) -> Tensor:
         """``(batch, in_channels, H, W)`` float32 to ``(batch, space.features)``.
 
-        There are no operation weights, so ``weights``, ``skip_below``, ``run`` and ``paths`` change nothing.
+        There are no operation weights, so these options change nothing.
         """
         x = images.contiguous(memory_format=torch.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metanas.errors import InvalidConfigError
+from metanas.native import network as engine
 from metanas.operations import BatchNorm, FactorizedReduction, Operation, Projection, build_operation
 from metanas.space import CELL_INPUTS, CELL_TYPES, REDUCTION, Genotype, SearchSpace
 
@@ -156,6 +157,7 @@ class Network(nn.Module):
         super().__init__()
         self.space = space
         self.genotype = genotype
+        self.engine: engine.Engine | None = None
         if genotype is not None and len(genotype.normal) != space.nodes:
             raise InvalidConfigError(f"the genotype has {len(genotype.normal)} nodes, the space has {space.nodes}")
         plans = one_shot_plan(space) if genotype is None else genotype_plan(genotype)
@@ -184,6 +186,7 @@ class Network(nn.Module):
         skip_below: float = 0.0,
         run: Mapping[str, Sequence[bool]] | None = None,
         paths: Tensor | None = None,
+        twice_differentiable: bool = False,
     ) -> Tensor:
         """Turn images into features.
 
@@ -195,6 +198,7 @@ class Network(nn.Module):
             run: for each cell type and row whether it is run, in place of ``skip_below``; where
                 ``weights`` cannot be looked at, as under vmap.
             paths: ``draw_paths``; None: no DropPath.
+            twice_differentiable: for derivatives of derivatives, which the compiled engine does not have.
 
         Returns:
             ``(batch, space.features)`` float32.
@@ -203,6 +207,8 @@ class Network(nn.Module):
             weights = {cell_type: cast(Tensor, getattr(self, f"{cell_type}_weights")) for cell_type in CELL_TYPES}
         if run is None:
             run = rows_to_run(weights, skip_below=skip_below)
+        if paths is None and not twice_differentiable and engine.can_run(self, images, weights):
+            return engine.features(self, images, weights, run)
         stem = self.stem_norm(self.stem(images.contiguous(memory_format=torch.channels_last)))
         first, second = stem, stem
         for index, (cell_type, cell) in enumerate(zip(self.space.cell_types, self.cells, strict=True)):

@@ -220,7 +220,7 @@ class MAML:
             NonFiniteError: a loss is not finite.
         """
         schedule, support, steps = self.schedule, problem.support, self.schedule.architecture_steps
-        task = _Task(subject, leaves, schedule)
+        task = _Task(subject, leaves, schedule, second_order=self.second_order)
         batches = Batches(len(support.labels), batch_size=schedule.batch_size, generator=generator)
 
         def support_loss(values: Values, step: int) -> Tensor:
@@ -290,8 +290,9 @@ class Problem:
 class _Task:
     """The network of one task as a function of its parameters."""
 
-    def __init__(self, subject: Subject, leaves: Values, schedule: Schedule) -> None:
+    def __init__(self, subject: Subject, leaves: Values, schedule: Schedule, *, second_order: bool) -> None:
         self._network, self._leaves, self._schedule = subject.network, leaves, schedule
+        self._second_order = second_order
         self._head = Head(1, 1)  # only says what a head computes
         self._fixed = {name: value.detach() for name, value in subject.architecture.items()}
         self._learns = any(name.startswith(ARCHITECTURE) for name in leaves)
@@ -327,7 +328,7 @@ class _Task:
             temperature=temperature,
             generator=generator,
         )
-        options = {"skip_below": self._schedule.skip_below}
+        options = {"skip_below": self._schedule.skip_below, "twice_differentiable": self._second_order}
         features: Tensor = functional_call(self._network, _under(values, NETWORK_OF_TASK), (images, weights), options)
         return features
 

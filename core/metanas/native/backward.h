@@ -1,0 +1,377 @@
+/* The backward pass: stages and their order. Part of engine.c. */
+
+/* P, Q and R of a batch norm from the sums of g and of g * (y - mean) over `count` values. */
+static void set_backward(Norm *norm, int c, double scale, double g, double gy, double count) {
+    double inverse = norm->inverse[c], slope = -scale * inverse * inverse * inverse * gy / count;
+    norm->P[c] = (float)(scale * inverse);
+    norm->Q[c] = (float)slope;
+    norm->R[c] = (float)(-scale * inverse * g / count - slope * norm->mean[c]);
+}
+
+static int leaves(const Pass *pass, const Row *row) {
+    return row->run && row->spec->source >= pass->from && row->spec->source <= pass->to;
+}
+
+static float *node_gradient(const Pass *pass, const Row *row, int image) {
+    Source *node = &pass->cell[pass->at].source[row->spec->node + 2];
+    return image_of(node->g, image, node->H, node->W, pass->net->CP);
+}
+
+static void stage_row_sums(Pass *pass, int image, int slot, float *scratch) {
+    Cell *cell = &pass->cell[pass->at];
+    (void)scratch;
+    for (int e = 0; e < cell->spec->rows; e++) {
+        Row *row = &cell->row[e];
+        if (!leaves(pass, row)) continue;
+        long pixels = (long)row->H * row->W;
+        products(pass, slot, of_row(e), node_gradient(pass, row, image), row->y + image * pixels * pass->net->CP,
+                 row->norm.mean, pixels);
+    }
+}
+
+/* The gradient of the raw output of a row. */
+static void output_gradient(const Pass *pass, const Row *row, int image, float *to, int add) {
+    long pixels = (long)row->H * row->W;
+    combine(to, node_gradient(pass, row, image), row->y + image * pixels * pass->net->CP, row->norm.P, row->norm.Q,
+            row->norm.R, pixels, pass->net->CP, add);
+}
+
+/* Backward through a pointwise convolution: its weights, and the gradient of its input inside a border of zeros. */
+static void backward_pointwise(Pass *pass, const Row *row, int slot, int pack, const float *in, const float *d,
+                               float *din, int border) {
+    int CP = pass->net->CP, C = pass->net->C;
+    outer(gradient(pass, slot, pack), &in, 1, 0, CP, d, 0, CP, 1, row->H * row->W, C, CP);
+    clear_border(din, row->H, row->W, border, CP);
+    for (int y = 0; y < row->H; y++)
+        product(pixel(din, row->W, border, CP, y, 0), CP, row->W,
+                &(Tap){d + (long)y * row->W * CP, transposed(pass, pack)}, 1, CP, C, CP, 0);
+}
+
+/* Backward through a depthwise convolution. d has a border, as `in` and `din` have; din is added to. */
+static void backward_depthwise(Pass *pass, const Row *row, int slot, int pack, float *in, float *din, int in_H,
+                               int in_W, int in_border, int stride, float *d, int border) {
+    int CP = pass->net->CP, kernel = row->spec->kernel, far = row->spec->dilation, half = kernel / 2;
+    for (int y = 0; y < row->H; y++) {
+        const float *rows[5];
+        const float *line = pixel(d, row->W, border, CP, y, 0);
+        for (int k = 0; k < kernel; k++)
+            rows[k] = pixel(in, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
+        depthwise_outer_row(kernel, gradient(pass, slot, pack), line, CP, row->W, rows, (long)far * CP,
+                            (long)stride * CP, CP);
+        if (stride > 1) {
+            float *to[5];
+            for (int k = 0; k < kernel; k++)
+                to[k] = pixel(din, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
+            depthwise_scatter_row(kernel, line, CP, row->W, to, (long)far * CP, (long)stride * CP,
+                                  matrices(pass, pack), CP);
+        }
+    }
+    for (int y = 0; y < in_H && stride == 1; y++) {
+        const float *rows[5];
+        for (int k = 0; k < kernel; k++) rows[k] = pixel(d, row->W, border, CP, y + (k - half) * far, -half * far);
+        depthwise_row(kernel, pixel(din, in_W, in_border, CP, y, 0), CP, in_W, rows, (long)far * CP, CP,
+                      transposed(pass, pack), CP, 1);
+    }
+}
+
+static void stage_second_round_back(Pass *pass, int image, int slot, float *scratch) {
+    const Net *net = pass->net;
+    Cell *cell = &pass->cell[pass->at];
+    int CP = net->CP;
+    float *d = scratch, *in = d + pass->scratch_floats, *out = in + pass->scratch_floats;
+    float *dout = out + pass->scratch_floats, *din = dout + pass->scratch_floats;
+    for (int e = 0; e < cell->spec->rows; e++) {
+        Row *row = &cell->row[e];
+        if (!is_second_round(pass, row)) continue;
+        int border = row->spec->kernel / 2;
+        long pixels = (long)row->H * row->W;
+        const int *packs = row->spec->packs;
+        output_gradient(pass, row, image, d, 0);
+        between_rounds(pass, row, image, in);
+        depthwise_image(row, out, in, row->W, border, 1, matrices(pass, packs[2]), CP);
+        backward_pointwise(pass, row, slot, packs[3], out, d, dout, border);
+        memset(din, 0, (long)(row->H + 2 * border) * (row->W + 2 * border) * CP * sizeof(float));
+        backward_depthwise(pass, row, slot, packs[2], in, din, row->H, row->W, border, 1, dout, border);
+        /* What the row was is known by now: its place holds the gradient of the first norm's output. */
+        float *g = row->y + image * pixels * CP;
+        add_masked(g, NULL, in, din, row->H, row->W, border, CP, 0);
+        products(pass, slot, of_inner(e), g, row->mid + image * pixels * CP, row->inner.mean, pixels);
+    }
+}
+
+static void backward_factorized(Pass *pass, const Row *row, const Source *source, int image, int slot, float *r,
+                                float *dr, float *d, float *dmid) {
+    const Net *net = pass->net;
+    int CP = net->CP, C = net->C, s = row->stride, H = source->H, W = source->W, h = row->H, w = row->W;
+    long line = (long)w * CP, matrix = (long)C * CP;
+    const int *packs = row->spec->packs;
+    const float *mid = row->mid + image * H * line;
+    for (int t = 0; t < 5; t++) {
+        int first = t < 2 ? (2 - t + s - 1) / s : 0, last = (H - 1 + 2 - t) / s < h - 1 ? (H - 1 + 2 - t) / s : h - 1;
+        if (last < first) continue;
+        const float *in = mid + (first * s + t - 2) * line;
+        float *to = gradient(pass, slot, packs[1]) + t * matrix;
+        if (s == 1)
+            outer(to, &in, 1, 0, CP, d + first * line, 0, CP, 1, (last - first + 1) * w, C, CP);
+        else
+            outer(to, &in, 1, s * line, CP, d + first * line, line, CP, last - first + 1, w, C, CP);
+    }
+    clear_border(dmid, H, w, 2, CP);
+    Tap taps[5];
+    for (int v = 0; v < H; v++) {
+        int n = 0;
+        for (int t = 0; t < 5; t++) {
+            int from = v + 2 - t;
+            if (from >= 0 && from % s == 0 && from / s < h)
+                taps[n++] = (Tap){d + from / s * line, transposed(pass, packs[1]) + t * matrix};
+        }
+        product(pixel(dmid, w, 2, CP, v, 0), CP, w, taps, n, CP, C, CP, 0);
+    }
+    const float *in[5];
+    for (int t = 0; t < 5; t++) in[t] = pixel(r, W, net->pad, CP, 0, t - 2);
+    outer(gradient(pass, slot, packs[0]), in, 5, (long)(W + 2 * net->pad) * CP, (long)s * CP, pixel(dmid, w, 2, CP, 0, 0),
+          (long)(w + 4) * CP, CP, H, w, C, CP);
+    for (int v = 0; v < H; v++)
+        for (int phase = 0; phase < s; phase++) {
+            int n = 0;
+            for (int t = 0; t < 5; t++)
+                if ((phase + 2 - t) % s == 0)
+                    taps[n++] = (Tap){pixel(dmid, w, 2, CP, v, (phase + 2 - t) / s), transposed(pass, packs[0]) + t * matrix};
+            product(pixel(dr, W, net->pad, CP, v, phase), (long)s * CP, (W - phase + s - 1) / s, taps, n, CP, C, CP, 1);
+        }
+}
+
+/* dr, with the border of r, is added to. */
+static void backward_halving(Pass *pass, const float *d, int h, int w, float *r, float *dr, int W, int group, int slot,
+                             const int packs[2]) {
+    const Net *net = pass->net;
+    int CP = net->CP, C = net->C, pad = net->pad;
+    long row = (long)(W + 2 * pad) * CP;
+    for (int half = 0; half < 2; half++) {
+        const Pack *pack = &net->pack[packs[half]];
+        const float *in = pixel(r, W, pad, CP, half, half);
+        outer(gradient(pass, slot, packs[half]) + (long)group * C * CP, &in, 1, 2 * row, 2L * CP, d, (long)w * CP, CP, h,
+              w, C, CP);
+        for (int y = 0; y < h; y++)
+            product(pixel(dr, W, pad, CP, 2 * y + half, half), 2L * CP, w,
+                    &(Tap){d + (long)y * w * CP + pack->col0,
+                           transposed(pass, packs[half]) + (long)group * pack->cols * CP},
+                    1, CP, pack->cols, CP, 1);
+    }
+}
+
+/* All that reads sources `from` to `to`, back to their gradients. */
+static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) {
+    const Net *net = pass->net;
+    Cell *cell = &pass->cell[pass->at];
+    int CP = net->CP;
+    long room = pass->scratch_floats;
+    float *dr = scratch, *dx = dr + room, *d = dx + room, *out = d + room, *dout = out + room;
+    float *dpool[2] = {dout + room, dout + 2 * room};
+    for (int s = pass->from; s <= pass->to; s++) {
+        if (s < 2 && !cell->read[s]) continue;
+        Source *source = &cell->source[s];
+        int H = source->H, W = source->W, stride = cell->spec->reduces && s < 2 ? 2 : 1;
+        int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
+        long pixels = (long)H * W;
+        float *x = image_of(source->x, image, H, W, CP), *g = image_of(source->g, image, H, W, CP);
+        float *r = source->r + image * padded_floats(net, H, W);
+        memset(dx, 0, pixels * CP * sizeof(float));
+        if (source->rectified) memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
+        for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
+            if (source->pooled[kind]) memset(dpool[kind], 0, (long)h * w * CP * sizeof(float));
+        for (int e = 0; e < cell->spec->rows; e++) {
+            Row *row = &cell->row[e];
+            if (!row->run || row->spec->source != s) continue;
+            const int *packs = row->spec->packs;
+            switch (row->spec->kind) {
+            case MAX_POOL:
+            case MEAN_POOL:
+                output_gradient(pass, row, image, dpool[row->spec->kind], 1);
+                break;
+            case SKIP:
+                output_gradient(pass, row, image, dx, 1);
+                break;
+            case HALVING:
+                output_gradient(pass, row, image, d, 0);
+                backward_halving(pass, d, row->H, row->W, r, dr, W, 0, slot, packs);
+                break;
+            case FACTORIZED:
+                output_gradient(pass, row, image, d, 0);
+                backward_factorized(pass, row, source, image, slot, r, dr, d, dout);
+                break;
+            case SEPARABLE: {
+                int border = row->spec->kernel / 2 * row->spec->dilation;
+                if (row->spec->rounds == 2)
+                    combine(d, image_of(row->y, image, row->H, row->W, CP), image_of(row->mid, image, row->H, row->W, CP),
+                            row->inner.P, row->inner.Q, row->inner.R, (long)row->H * row->W, CP, 0);
+                else
+                    output_gradient(pass, row, image, d, 0);
+                depthwise_image(row, out, r, W, net->pad, stride, matrices(pass, packs[0]), CP);
+                backward_pointwise(pass, row, slot, packs[1], out, d, dout, border);
+                backward_depthwise(pass, row, slot, packs[0], r, dr, H, W, net->pad, stride, dout, border);
+                break;
+            }
+            }
+        }
+        if (source->pooled[MAX_POOL])
+            max_pool_transposed(dx, dpool[MAX_POOL], image_of(source->place, image, h, w, CP), H, W, stride, CP);
+        if (source->pooled[MEAN_POOL]) mean_pool_transposed(dx, dpool[MEAN_POOL], H, W, stride, CP);
+        if (source->rectified)
+            add_masked(g, dx, r, dr, H, W, net->pad, CP, s >= 2);
+        else
+            for (long i = 0; i < pixels * CP; i += VL) {
+                vec value = load(dx + i);
+                if (s >= 2) value += load(g + i);
+                store(g + i, value);
+            }
+        products(pass, slot, of_source(pass, s), g, x, NULL, pixels);
+    }
+}
+
+static void stage_project_back(Pass *pass, int image, int slot, float *scratch) {
+    const Net *net = pass->net;
+    const CellSpec *spec = pass->cell[pass->at].spec;
+    int CP = net->CP, C = net->C;
+    float *d = scratch, *dr = d + pass->scratch_floats;
+    for (int j = 0; j < 2; j++) {
+        if (!pass->cell[pass->at].read[j]) continue;
+        int groups;
+        Source *to = level(pass, pass->at, j, &groups), *source = &pass->cell[pass->at].source[j];
+        int H = source->H, W = source->W;
+        combine(d, image_of(source->g, image, H, W, CP), image_of(source->x, image, H, W, CP), source->norm.P,
+                source->norm.Q, source->norm.R, (long)H * W, CP, 0);
+        for (int g = 0; g < groups; g++) {
+            int to_H = to[g].H, to_W = to[g].W;
+            float *r = to[g].r + image * padded_floats(net, to_H, to_W);
+            if (spec->halves[j]) {
+                memset(dr, 0, padded_floats(net, to_H, to_W) * sizeof(float));
+                backward_halving(pass, d, H, W, r, dr, to_W, g, slot, spec->inputs[j]);
+            } else {
+                int pack = spec->inputs[j][0];
+                const float *in = pixel(r, W, net->pad, CP, 0, 0);
+                outer(gradient(pass, slot, pack) + (long)g * C * CP, &in, 1, (long)(W + 2 * net->pad) * CP, CP, d,
+                      (long)W * CP, CP, H, W, C, CP);
+                for (int y = 0; y < H; y++)
+                    product(pixel(dr, W, net->pad, CP, y, 0), CP, W,
+                            &(Tap){d + (long)y * W * CP, transposed(pass, pack) + (long)g * C * CP}, 1, CP, C, CP, 0);
+            }
+            add_masked(image_of(to[g].g, image, to_H, to_W, CP), NULL, r, dr, to_H, to_W, net->pad, CP, 1);
+        }
+    }
+}
+
+static void stage_stem_sums(Pass *pass, int image, int slot, float *scratch) {
+    const Net *net = pass->net;
+    int size = net->size;
+    (void)scratch;
+    for (int g = 0; g < net->groups; g++) {
+        Source *source = &pass->stem[g];
+        products(pass, slot, of_stem(pass, g), image_of(source->g, image, size, size, net->CP),
+                 image_of(source->x, image, size, size, net->CP), source->norm.mean, (long)size * size);
+    }
+}
+
+static void stage_stem_back(Pass *pass, int image, int slot, float *scratch) {
+    const Net *net = pass->net;
+    int size = net->size, n = net->in_channels, CP = net->CP;
+    const float *in[9];
+    for (int t = 0; t < 9; t++)
+        in[t] = pass->images + (((long)image * (size + 2) + t / 3) * (size + 2) + t % 3) * n;
+    for (int g = 0; g < net->groups; g++) {
+        Source *source = &pass->stem[g];
+        combine(scratch, image_of(source->g, image, size, size, CP), image_of(source->x, image, size, size, CP),
+                source->norm.P, source->norm.Q, source->norm.R, (long)size * size, CP, 0);
+        outer(gradient(pass, slot, g), in, 9, (long)(size + 2) * n, n, scratch, (long)size * CP, CP, size, size, n, CP);
+    }
+}
+
+static void backward_sources(Pass *pass, int from, int to, float *dweights) {
+    const Net *net = pass->net;
+    Cell *cell = &pass->cell[pass->at];
+    int some = 0, second = 0;
+    pass->from = from;
+    pass->to = to;
+    for (int e = 0; e < cell->spec->rows; e++) some |= leaves(pass, &cell->row[e]);
+    if (some) run_stage(pass, stage_row_sums);
+    for (int e = 0; e < cell->spec->rows; e++) {
+        Row *row = &cell->row[e];
+        if (!leaves(pass, row)) continue;
+        second |= is_second_round(pass, row);
+        double count = (double)pass->batch * row->H * row->W, slope = 0;
+        for (int c = 0; c < net->CP; c++) {
+            double gy = total(pass, of_row(e), 1, c);
+            if (c < net->C) slope += gy * row->norm.inverse[c];
+            set_backward(&row->norm, c, row->weight, cell->source[row->spec->node + 2].sum[c], gy, count);
+        }
+        dweights[e] += (float)slope;
+    }
+    if (second) run_stage(pass, stage_second_round_back);
+    for (int e = 0; e < cell->spec->rows; e++) {
+        Row *row = &cell->row[e];
+        if (!is_second_round(pass, row)) continue;
+        double count = (double)pass->batch * row->H * row->W;
+        for (int c = 0; c < net->CP; c++)
+            set_backward(&row->inner, c, 1.0, total(pass, of_inner(e), 0, c), total(pass, of_inner(e), 1, c), count);
+    }
+    run_stage(pass, stage_sources_back);
+    for (int s = from; s <= to; s++) {
+        if (s < 2 && !cell->read[s]) continue;
+        Source *source = &cell->source[s];
+        double count = (double)pass->batch * source->H * source->W;
+        for (int c = 0; c < net->CP; c++) {
+            double g = total(pass, of_source(pass, s), 0, c);
+            source->sum[c] = g;
+            if (s >= 2) continue;
+            /* x is the norm's output: its own mean is 0, and g * x is what g * (y - mean) * inverse would be. */
+            double inverse = source->norm.inverse[c];
+            source->norm.P[c] = (float)inverse;
+            source->norm.Q[c] = (float)(-inverse * total(pass, of_source(pass, s), 1, c) / count);
+            source->norm.R[c] = (float)(-inverse * g / count);
+        }
+    }
+}
+
+static void backward(Pass *pass, const float *dfeatures, const Param *params, float *const *dweights) {
+    const Net *net = pass->net;
+    int CP = net->CP;
+    for (int s = 0; s < SLOTS; s++) memset(pass->gradients[s], 0, net->packed * sizeof(float));
+    for (int g = 0; g < net->groups; g++)
+        memset(pass->stem[g].g, 0, (long)pass->batch * net->size * net->size * CP * sizeof(float));
+    for (int c = 0; c < net->cells; c++)
+        for (int n = 0; n < net->nodes; n++) {
+            Source *node = &pass->cell[c].source[n + 2];
+            long pixels = (long)node->H * node->W;
+            memset(node->g, 0, pass->batch * pixels * CP * sizeof(float));
+            if (c < net->cells - 1) continue;
+            for (int i = 0; i < pass->batch; i++)
+                for (long p = 0; p < pixels; p++)
+                    for (int k = 0; k < net->C; k++)
+                        node->g[(i * pixels + p) * CP + k] =
+                            dfeatures[((long)i * net->nodes + n) * net->C + k] / (float)pixels;
+        }
+    for (int c = net->cells - 1; c >= 0; c--) {
+        if (!pass->cell[c].used) continue;
+        pass->at = c;
+        clear_sums(pass);
+        float *slopes = dweights[net->cell[c].type];
+        for (int s = net->nodes + 1; s >= 2; s--) backward_sources(pass, s, s, slopes);
+        backward_sources(pass, 0, 1, slopes);
+        run_stage(pass, stage_project_back);
+    }
+    clear_sums(pass);
+    run_stage(pass, stage_stem_sums);
+    for (int g = 0; g < net->groups; g++) {
+        const Param *scale = &params[net->stem + 1], *shift = &params[net->stem + 2];
+        double count = (double)pass->batch * net->size * net->size;
+        Norm *norm = &pass->stem[g].norm;
+        for (int c = 0; c < CP; c++) {
+            double sum = total(pass, of_stem(pass, g), 0, c), gy = total(pass, of_stem(pass, g), 1, c);
+            int at = g * net->C + c;
+            set_backward(norm, c, c < net->C ? scale->data[at] : 0.0, sum, gy, count);
+            if (c < net->C && scale->grad) scale->grad[at] = (float)(gy * norm->inverse[c]);
+            if (c < net->C && shift->grad) shift->grad[at] = (float)sum;
+        }
+    }
+    run_stage(pass, stage_stem_back);
+}

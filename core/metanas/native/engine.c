@@ -1,0 +1,529 @@
+/* Forward and backward pass of a network of MetaNAS cells on a CPU, in training mode, float32.
+ *
+ * Built from a description (which cells, which operations on which edge), run on a batch with the weights of the
+ * mixture and a mask of the operations that are run at all. The same sums as metanas/network.py, which is
+ * the definition; here they are ordered so that an image stays in the cache while all operations that read it run:
+ *
+ *   source    an input of a cell or one of its nodes: raw, and rectified with a border of zeros
+ *   row       one operation on one edge: source -> node; its raw output and the statistics of its batch norm
+ *   stage     one function run on all images by all threads; batch norm needs all images, so a stage ends there
+ *
+ * A node is the sum of w * (y - mean) / deviation over its rows, done in one pass. Backward, the gradient of y is
+ * P * g + Q * y + R with three numbers a channel, computed when it is used and never kept.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "team.h"
+
+#define EPSILON 1e-5
+#define MAX_GROUPS (MAX_TAPS / 2)
+
+enum { MAX_POOL, MEAN_POOL, SKIP, FACTORIZED, SEPARABLE, HALVING };
+
+/* ---- description --------------------------------------------------------------------------------------------- */
+
+/* A parameter of the network in the memory of its owner. */
+typedef struct {
+    const float *data;
+    float *grad; /* NULL: not wanted */
+    long strides[4];
+} Param;
+
+/* How a convolution's weights are packed into matrices: (taps, K, CP), `cols` output channels from `col0` on. */
+typedef struct {
+    int param, taps, K, cols, col0, first_out, group, width;
+    long at, back; /* into the packed floats; back: of the transposed matrices, (taps, cols, CP) */
+} Pack;
+
+typedef struct {
+    int node, source, kind, kernel, rounds, dilation;
+    int packs[4];
+} RowSpec;
+
+typedef struct {
+    int reduces, halves[2], type, rows;
+    int inputs[2][2]; /* packs of the projections; a halving one has two */
+    RowSpec *row;
+} CellSpec;
+
+typedef struct {
+    int C, CP, in_channels, size, groups, nodes, cells, pad, stem, packs, max_rows;
+    CellSpec *cell;
+    Pack *pack;
+    long packed, transposed; /* floats */
+} Net;
+
+/* Those of a depthwise kernel are the same taps the other way round. */
+static long transposed_floats(const Pack *pack, int CP) {
+    return (long)pack->taps * (pack->K == 1 ? 1 : pack->cols) * CP;
+}
+
+static int add_pack(Net *net, Pack pack) {
+    pack.at = net->packed;
+    pack.back = net->transposed;
+    net->packed += (long)pack.taps * pack.K * net->CP;
+    net->transposed += transposed_floats(&pack, net->CP);
+    net->pack = realloc(net->pack, (net->packs + 1) * sizeof(Pack));
+    net->pack[net->packs] = pack;
+    return net->packs++;
+}
+
+static int pack_spatial(Net *net, int param, int taps, int width) {
+    return add_pack(net, (Pack){.param = param, .taps = taps, .K = net->C, .cols = net->C, .width = width});
+}
+
+/* A 1x1 convolution over the channels of several groups; `half` 1, 2: the first or second half of the outputs. */
+static int pack_groups(Net *net, int param, int groups, int half) {
+    int even = net->C / 2, cols = half == 0 ? net->C : half == 1 ? even : net->C - even;
+    return add_pack(net, (Pack){.param = param, .taps = groups, .K = net->C, .cols = cols,
+                                .col0 = half == 2 ? even : 0, .group = net->C, .width = 1});
+}
+
+static int pack_depthwise(Net *net, int param, int kernel) {
+    return add_pack(net, (Pack){.param = param, .taps = kernel * kernel, .K = 1, .cols = net->C, .width = kernel});
+}
+
+void metanas_destroy(Net *net) {
+    if (net == NULL) return;
+    for (int c = 0; c < net->cells; c++) free(net->cell[c].row);
+    free(net->cell);
+    free(net->pack);
+    free(net);
+}
+
+/* spec: channels, image channels, image size, groups of the stem, nodes, cells, border, first parameter of the stem;
+ * for each cell: reduces, halves the first input, its parameter, parameter of the second input, type, rows;
+ * for each row: node, source, kind, kernel, rounds, dilation, first parameter. */
+Net *metanas_create(const int *spec) {
+    Net *net = calloc(1, sizeof(Net));
+    net->C = spec[0];
+    net->CP = (spec[0] + PAIR - 1) / PAIR * PAIR;
+    net->in_channels = spec[1];
+    net->size = spec[2];
+    net->groups = spec[3];
+    net->nodes = spec[4];
+    net->cells = spec[5];
+    net->pad = spec[6];
+    net->stem = spec[7];
+    net->cell = calloc(net->cells, sizeof(CellSpec));
+    for (int g = 0; g < net->groups; g++)
+        add_pack(net, (Pack){.param = net->stem, .taps = 9, .K = net->in_channels, .cols = net->C,
+                             .first_out = g * net->C, .width = 3});
+    spec += 8;
+    for (int c = 0; c < net->cells; c++) {
+        CellSpec *cell = &net->cell[c];
+        cell->reduces = spec[0];
+        cell->halves[0] = spec[1];
+        cell->type = spec[4];
+        cell->rows = spec[5];
+        for (int j = 0; j < 2; j++) {
+            int level = c - 1 + j, groups = level > 0 ? net->nodes : net->groups;
+            if (cell->halves[j]) {
+                cell->inputs[j][0] = pack_groups(net, spec[2 + j], groups, 1);
+                cell->inputs[j][1] = pack_groups(net, spec[2 + j] + 1, groups, 2);
+            } else {
+                cell->inputs[j][0] = pack_groups(net, spec[2 + j], groups, 0);
+            }
+        }
+        spec += 6;
+        cell->row = calloc(cell->rows, sizeof(RowSpec));
+        if (cell->rows > net->max_rows) net->max_rows = cell->rows;
+        for (int e = 0; e < cell->rows; e++, spec += 7) {
+            RowSpec *row = &cell->row[e];
+            *row = (RowSpec){spec[0], spec[1], spec[2], spec[3], spec[4], spec[5], {0}};
+            int param = spec[6];
+            if (row->kind == FACTORIZED) {
+                row->packs[0] = pack_spatial(net, param, 5, 5);
+                row->packs[1] = pack_spatial(net, param + 1, 5, 1);
+            } else if (row->kind == SEPARABLE) {
+                /* All depthwise parameters come before the pointwise ones. */
+                for (int round = 0; round < row->rounds; round++) {
+                    row->packs[2 * round] = pack_depthwise(net, param + round, row->kernel);
+                    row->packs[2 * round + 1] = pack_spatial(net, param + row->rounds + round, 1, 1);
+                }
+            } else if (row->kind == HALVING) {
+                row->packs[0] = pack_groups(net, param, 1, 1);
+                row->packs[1] = pack_groups(net, param + 1, 1, 2);
+            }
+        }
+    }
+    return net;
+}
+
+static long packed_index(const Pack *pack, int CP, int t, int k, int column) {
+    return (long)t * pack->K * CP + (long)(column / PAIR) * PAIR * pack->K + (long)k * PAIR + column % PAIR;
+}
+
+static long param_index(const Pack *pack, const Param *param, int t, int k, int c) {
+    long in = (long)pack->group * t + k, at = (long)(pack->first_out + c) * param->strides[0] + in * param->strides[1];
+    return pack->group ? at : at + t / pack->width * param->strides[2] + t % pack->width * param->strides[3];
+}
+
+/* ---- one pass ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    float *mean, *inverse; /* of the batch norm */
+    float *P, *Q, *R;      /* forward: scale P and shift R into the node; backward: the gradient of y */
+} Norm;
+
+typedef struct {
+    int H, W;
+    float *x; /* (batch, H, W, CP) */
+    float *r; /* (batch, H + 2 pad, W + 2 pad, CP): rectified, with a border of zeros */
+    float *g; /* like x: the gradient */
+    Norm norm, skip, pools[2];
+    float *pool[2], *place;
+    double *sum; /* of g, for each channel */
+    int pooled[2], skipped, rectified;
+} Source;
+
+typedef struct {
+    const RowSpec *spec;
+    int run, stride, H, W; /* size of the output */
+    float weight;
+    float *y;   /* raw output; that of a weightless operation belongs to its source */
+    float *mid; /* between the two convolutions */
+    Norm norm, inner;
+} Row;
+
+typedef struct {
+    const CellSpec *spec;
+    int used;    /* whether the output depends on it */
+    int read[2]; /* which of its inputs it reads */
+    Source *source;
+    Row *row;
+} Cell;
+
+typedef struct Pass Pass;
+typedef void (*Stage)(Pass *pass, int image, int slot, float *scratch);
+
+struct Pass {
+    const Net *net;
+    int batch;
+    long offset; /* of the workspace, floats taken */
+    float *base; /* NULL: only counting */
+    Source *stem;
+    Cell *cell;
+    float *images; /* (batch, size + 2, size + 2, in_channels) */
+    float *packed, *transposed, *gradients[SLOTS], *scratch[MAX_THREADS], *features;
+    long scratch_floats;
+    double *sums[SLOTS];
+    long entries;
+    Team team;
+    Stage stage;
+    int at, from, to; /* which cell, which sources or node */
+};
+
+static float *take(Pass *pass, long floats) {
+    float *at = pass->base ? pass->base + pass->offset : NULL;
+    pass->offset += (floats + 31) / 32 * 32;
+    return at;
+}
+
+static Norm take_norm(Pass *pass) {
+    int CP = pass->net->CP;
+    return (Norm){take(pass, CP), take(pass, CP), take(pass, CP), take(pass, CP), take(pass, CP)};
+}
+
+static long padded_floats(const Net *net, int H, int W) {
+    return (long)(H + 2 * net->pad) * (W + 2 * net->pad) * net->CP;
+}
+
+static Source take_source(Pass *pass, int H, int W) {
+    const Net *net = pass->net;
+    long floats = (long)pass->batch * H * W * net->CP;
+    Source source = {.H = H, .W = W, .norm = take_norm(pass)};
+    source.x = take(pass, floats);
+    source.g = take(pass, floats);
+    source.r = take(pass, pass->batch * padded_floats(net, H, W));
+    source.sum = (double *)take(pass, 2 * net->CP);
+    return source;
+}
+
+/* Where everything lies in the workspace; the same for the same batch and rows. */
+static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *const *run, float *base) {
+    memset(pass, 0, sizeof *pass);
+    pass->net = net;
+    pass->batch = batch;
+    pass->base = base;
+    int size = net->size, CP = net->CP, R = net->max_rows;
+    pass->packed = take(pass, net->packed);
+    pass->transposed = take(pass, net->transposed);
+    pass->images = take(pass, (long)batch * (size + 2) * (size + 2) * net->in_channels);
+    pass->entries = 2 * R + 3 * (net->nodes + 2) + net->groups;
+    for (int s = 0; s < SLOTS; s++) {
+        pass->sums[s] = (double *)take(pass, 2 * pass->entries * 2 * CP);
+        pass->gradients[s] = take(pass, net->packed);
+    }
+    int border = net->pad > 4 ? net->pad : 4;
+    pass->scratch_floats = (long)(size + 2 * border) * (size + 2 * border) * CP;
+    for (int t = 0; t < MAX_THREADS; t++) pass->scratch[t] = take(pass, 9 * pass->scratch_floats);
+    pass->stem = calloc(net->groups, sizeof(Source));
+    for (int g = 0; g < net->groups; g++) pass->stem[g] = take_source(pass, size, size);
+    pass->cell = calloc(net->cells, sizeof(Cell));
+    int H = size;
+    for (int c = 0; c < net->cells; c++) {
+        Cell *cell = &pass->cell[c];
+        const CellSpec *spec = cell->spec = &net->cell[c];
+        int out = spec->reduces ? (H + 1) / 2 : H;
+        cell->source = calloc(net->nodes + 2, sizeof(Source));
+        for (int s = 0; s < net->nodes + 2; s++)
+            cell->source[s] = take_source(pass, s < 2 ? H : out, s < 2 ? H : out);
+        cell->row = calloc(spec->rows, sizeof(Row));
+        for (int e = 0; e < spec->rows; e++) {
+            Row *row = &cell->row[e];
+            row->spec = &spec->row[e];
+            row->run = run[spec->type][e];
+            if (!row->run) continue;
+            if (row->spec->source < 2) cell->read[row->spec->source] = 1;
+            Source *source = &cell->source[row->spec->source];
+            row->stride = spec->reduces && row->spec->source < 2 ? 2 : 1;
+            row->H = row->W = out;
+            row->norm = take_norm(pass);
+            long floats = (long)batch * out * out * CP;
+            int kind = row->spec->kind;
+            if (kind == SKIP) {
+                if (!source->skipped) source->skip = take_norm(pass);
+                source->skipped = 1;
+                row->y = source->x;
+                row->norm.mean = source->skip.mean;
+                row->norm.inverse = source->skip.inverse;
+            } else if (kind == MAX_POOL || kind == MEAN_POOL) {
+                if (!source->pooled[kind]) {
+                    source->pools[kind] = take_norm(pass);
+                    source->pool[kind] = take(pass, floats);
+                    if (kind == MAX_POOL) source->place = take(pass, floats);
+                }
+                source->pooled[kind] = 1;
+                row->y = source->pool[kind];
+                row->norm.mean = source->pools[kind].mean;
+                row->norm.inverse = source->pools[kind].inverse;
+            } else {
+                source->rectified = 1;
+                row->y = take(pass, floats);
+                if (kind == FACTORIZED) row->mid = take(pass, (long)batch * source->H * out * CP);
+                if (kind == SEPARABLE && row->spec->rounds == 2) {
+                    row->inner = take_norm(pass);
+                    row->mid = take(pass, floats);
+                }
+            }
+        }
+        H = out;
+    }
+    pass->cell[net->cells - 1].used = 1;
+    for (int c = net->cells - 1; c >= 0; c--)
+        for (int j = 0; j < 2; j++)
+            if (pass->cell[c].used && pass->cell[c].read[j] && c - 2 + j >= 0) pass->cell[c - 2 + j].used = 1;
+}
+
+static void let_go(Pass *pass) {
+    for (int c = 0; c < pass->net->cells; c++) {
+        free(pass->cell[c].source);
+        free(pass->cell[c].row);
+    }
+    free(pass->cell);
+    free(pass->stem);
+}
+
+/* Bytes of workspace that a batch needs. */
+long metanas_workspace(const Net *net, int batch, const unsigned char *const *run) {
+    Pass pass;
+    lay_out(&pass, net, batch, run, NULL);
+    let_go(&pass);
+    return pass.offset * (long)sizeof(float);
+}
+
+static void work(void *context, int slot, int thread) {
+    Pass *pass = context;
+    for (int i = pass->batch * slot / SLOTS; i < pass->batch * (slot + 1) / SLOTS; i++)
+        pass->stage(pass, i, slot, pass->scratch[thread]);
+}
+
+static void run_stage(Pass *pass, Stage stage) {
+    pass->stage = stage;
+    team_run(&pass->team, work, pass);
+}
+
+/* Entries of the table of sums. */
+static int of_row(int e) { return 2 * e; }
+static int of_inner(int e) { return 2 * e + 1; }
+static int of_source(const Pass *pass, int s) { return 2 * pass->net->max_rows + s; }
+static int of_pool(const Pass *pass, int s, int kind) {
+    return 2 * pass->net->max_rows + pass->net->nodes + 2 + 2 * s + kind;
+}
+static int of_stem(const Pass *pass, int g) { return 2 * pass->net->max_rows + 3 * (pass->net->nodes + 2) + g; }
+
+static double *sums(const Pass *pass, int slot, int entry) { return pass->sums[slot] + 2L * entry * pass->net->CP; }
+
+static void clear_sums(Pass *pass) {
+    for (int s = 0; s < SLOTS; s++) memset(pass->sums[s], 0, 2 * pass->entries * pass->net->CP * sizeof(double));
+}
+
+static double total(const Pass *pass, int entry, int which, int c) {
+    double sum = 0;
+    for (int s = 0; s < SLOTS; s++) sum += sums(pass, s, entry)[which * pass->net->CP + c];
+    return sum;
+}
+
+static void moments(Pass *pass, int slot, int entry, const float *y, long pixels) {
+    double *to = sums(pass, slot, entry);
+    add_moments(to, to + pass->net->CP, y, pixels, pass->net->CP);
+}
+
+static void products(Pass *pass, int slot, int entry, const float *g, const float *y, const float *mean, long pixels) {
+    double *to = sums(pass, slot, entry);
+    add_products(to, to + pass->net->CP, g, y, mean, pixels, pass->net->CP);
+}
+
+static void set_norm(Pass *pass, Norm *norm, int entry, long pixels) {
+    double count = (double)pass->batch * pixels;
+    for (int c = 0; c < pass->net->CP; c++) {
+        double mean = total(pass, entry, 0, c) / count, variance = total(pass, entry, 1, c) / count - mean * mean;
+        norm->mean[c] = (float)mean;
+        norm->inverse[c] = (float)(1.0 / sqrt((variance < 0 ? 0 : variance) + EPSILON));
+    }
+}
+
+static float *image_of(float *tensor, int image, int H, int W, int CP) { return tensor + (long)image * H * W * CP; }
+
+/* Pixel (y, x) of an image with a border. */
+static float *pixel(float *image, int W, int border, int CP, int y, int x) {
+    return image + ((long)(y + border) * (W + 2 * border) + x + border) * CP;
+}
+
+static void clear_border(float *image, int H, int W, int border, int CP) {
+    long row = (long)(W + 2 * border) * CP, side = (long)border * CP;
+    memset(image, 0, border * row * sizeof(float));
+    memset(image + (border + H) * row, 0, border * row * sizeof(float));
+    for (int y = 0; y < H; y++) {
+        float *line = image + (border + y) * row;
+        memset(line, 0, side * sizeof(float));
+        memset(line + row - side, 0, side * sizeof(float));
+    }
+}
+
+/* to = relu(scale * from + shift), inside a border of zeros. */
+static void rectify(float *to, const float *from, const float *scale, const float *shift, int H, int W, int border,
+                    int CP) {
+    clear_border(to, H, W, border, CP);
+    for (int y = 0; y < H; y++) {
+        float *line = pixel(to, W, border, CP, y, 0);
+        const float *x = from + (long)y * W * CP;
+        for (int c = 0; c < CP; c += VL) {
+            vec s = scale ? load(scale + c) : splat(1.0f), b = shift ? load(shift + c) : (vec){0};
+            for (int i = 0; i < W; i++) store(line + i * CP + c, positive(s * load(x + i * CP + c) + b));
+        }
+    }
+}
+
+/* g (+)= extra + mask(r) * d; r and d have a border; extra may be NULL. */
+static void add_masked(float *g, const float *extra, float *r, float *d, int H, int W, int border, int CP, int add) {
+    for (int y = 0; y < H; y++) {
+        const float *mask = pixel(r, W, border, CP, y, 0), *from = pixel(d, W, border, CP, y, 0);
+        long line = (long)y * W * CP;
+        for (long i = 0; i < (long)W * CP; i += VL) {
+            ivec on = load(mask + i) > (vec){0};
+            vec value = choose(on, load(from + i), (vec){0});
+            if (extra) value += load(extra + line + i);
+            if (add) value += load(g + line + i);
+            store(g + line + i, value);
+        }
+    }
+}
+
+static const float *matrices(const Pass *pass, int pack) { return pass->packed + pass->net->pack[pack].at; }
+static const float *transposed(const Pass *pass, int pack) { return pass->transposed + pass->net->pack[pack].back; }
+static float *gradient(const Pass *pass, int slot, int pack) {
+    return pass->gradients[slot] + pass->net->pack[pack].at;
+}
+
+static int pack_runs(const Param *params, const Pack *pack) { return params[pack->param].data != NULL; }
+
+static void pack_all(Pass *pass, const Param *params, int backward) {
+    const Net *net = pass->net;
+    for (int i = 0; i < net->packs; i++) {
+        const Pack *pack = &net->pack[i];
+        const Param *param = &params[pack->param];
+        if (!pack_runs(params, pack)) continue;
+        float *to = backward ? pass->transposed + pack->back : pass->packed + pack->at;
+        long floats = backward ? transposed_floats(pack, net->CP) : (long)pack->taps * pack->K * net->CP;
+        memset(to, 0, floats * sizeof(float));
+        for (int t = 0; t < pack->taps; t++)
+            for (int c = 0; c < pack->cols; c++)
+                for (int k = 0; k < pack->K; k++) {
+                    float value = param->data[param_index(pack, param, t, k, c)];
+                    if (!backward)
+                        to[packed_index(pack, net->CP, t, k, pack->col0 + c)] = value;
+                    else if (pack->K == 1) /* depthwise: the taps the other way round */
+                        to[(long)(pack->taps - 1 - t) * net->CP + c] = value;
+                    else
+                        to[(long)t * pack->cols * net->CP + (long)(k / PAIR) * PAIR * pack->cols + (long)c * PAIR +
+                           k % PAIR] = value;
+                }
+    }
+}
+
+static void unpack_gradients(Pass *pass, const Param *params) {
+    const Net *net = pass->net;
+    for (int i = 0; i < net->packs; i++) {
+        const Pack *pack = &net->pack[i];
+        const Param *param = &params[pack->param];
+        if (!pack_runs(params, pack) || param->grad == NULL) continue;
+        for (int t = 0; t < pack->taps; t++)
+            for (int c = 0; c < pack->cols; c++)
+                for (int k = 0; k < pack->K; k++) {
+                    long from = pack->at + packed_index(pack, net->CP, t, k, pack->col0 + c);
+                    float sum = 0;
+                    for (int s = 0; s < SLOTS; s++) sum += pass->gradients[s][from];
+                    param->grad[param_index(pack, param, t, k, c)] = sum;
+                }
+    }
+}
+
+/* The tensors that input j of a cell reads: the stem's or an earlier cell's nodes. */
+static Source *level(const Pass *pass, int cell, int j, int *groups) {
+    int before = cell - 2 + j;
+    *groups = before < 0 ? pass->net->groups : pass->net->nodes;
+    return before < 0 ? pass->stem : pass->cell[before].source + 2;
+}
+
+#include "forward.h"
+
+#include "backward.h"
+
+static void begin(Pass *pass, const Param *params, const float *const *weights, int backward, int threads) {
+    for (int c = 0; c < pass->net->cells; c++)
+        for (int e = 0; e < pass->net->cell[c].rows; e++)
+            pass->cell[c].row[e].weight = weights[pass->net->cell[c].type][e];
+    pack_all(pass, params, backward);
+    team_begin(&pass->team, threads);
+}
+
+/* images: (batch, in_channels, size, size) with the given strides, in floats. features: (batch, nodes * channels). */
+void metanas_forward(const Net *net, int batch, int threads, const float *images, const long *strides,
+                     const Param *params, const float *const *weights, const unsigned char *const *run,
+                     float *features, float *workspace) {
+    Pass pass;
+    lay_out(&pass, net, batch, run, workspace);
+    pass.features = features;
+    begin(&pass, params, weights, 0, threads);
+    forward(&pass, images, strides, params);
+    team_end(&pass.team);
+    let_go(&pass);
+}
+
+/* After metanas_forward with the same arguments; fills the gradients of params and of weights. */
+void metanas_backward(const Net *net, int batch, int threads, const Param *params, const float *const *weights,
+                      const unsigned char *const *run, const float *dfeatures, float *const *dweights,
+                      float *workspace) {
+    Pass pass;
+    lay_out(&pass, net, batch, run, workspace);
+    begin(&pass, params, weights, 1, threads);
+    backward(&pass, dfeatures, params, dweights);
+    team_end(&pass.team);
+    unpack_gradients(&pass, params);
+    let_go(&pass);
+}

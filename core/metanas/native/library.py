@@ -1,0 +1,148 @@
+"""The compiled engine: built from its C source on first use, then kept.
+
+    library       the engine as a ctypes library, or None
+    state         whether it is used, and if not why
+    set_threads   how many threads run one pass of a network
+
+The library lies in the user's cache folder under a name that says what it was built from, so another source,
+compiler or processor builds another one. Where there is no C compiler, networks run on PyTorch's own
+operations: the same sums, several times slower. That is said once, in the log, and ``state`` says it to whoever asks.
+
+``METANAS_NATIVE=0`` switches the engine off, ``METANAS_CACHE`` moves the folder, ``CC`` names the compiler.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("engine.c", "forward.h", "backward.h", "kernels.h", "team.h")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
+LIBRARIES = ("-lm", "-lpthread")
+COMPILE_SECONDS = 300
+MAX_THREADS = 4
+"""As many as a batch is cut into: SLOTS of team.h."""
+
+_folder = Path(__file__).parent
+_lock = threading.Lock()
+_threads = max(1, min(int(os.environ.get("METANAS_THREADS", "1") or 1), MAX_THREADS))
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Whether the engine runs."""
+
+    used: bool
+    reason: str
+    """Where it lies, or why it is not used."""
+
+
+def set_threads(count: int) -> None:
+    """Let one pass of a network use ``count`` threads, at most 4. The results are the same for any count."""
+    global _threads  # one setting for the process, as torch.set_num_threads
+    _threads = max(1, min(count, MAX_THREADS))
+
+
+def get_threads() -> int:
+    """What ``set_threads`` set."""
+    return _threads
+
+
+def state() -> State:
+    """Build or find the engine, and say whether it is used."""
+    return _load()[1]
+
+
+def library() -> ctypes.CDLL | None:
+    """The engine; None where it is switched off or cannot be built."""
+    return _load()[0]
+
+
+def _load() -> tuple[ctypes.CDLL | None, State]:
+    with _lock:
+        return _loaded()
+
+
+@cache
+def _loaded() -> tuple[ctypes.CDLL | None, State]:
+    if os.environ.get("METANAS_NATIVE", "1") == "0":
+        return None, State(False, "switched off by METANAS_NATIVE=0")
+    try:
+        path = _built()
+        loaded = _declare(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        logger.warning("the native engine cannot be used, PyTorch's slower operations are: %s", reason.strip())
+        return None, State(False, reason.strip())
+    return loaded, State(True, str(path))
+
+
+def _built() -> Path:
+    """The path of the library; compiled if it is not there."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"no C compiler: {compiler[0]!r} is not found; install gcc or clang, or name one in CC")
+    command = [*compiler, *FLAGS]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    text = "\n".join([*command, version, _processor(), *((_folder / name).read_text() for name in SOURCES)])
+    target = cache_folder() / f"engine-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("compiling the native engine (some seconds, once)")
+    # Under another name until it is whole: several processes may build at the same time.
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.stem, suffix=".tmp", delete=False) as file:
+        made = Path(file.name)
+    try:
+        subprocess.run(
+            [*command, "-o", str(made), str(_folder / "engine.c"), *LIBRARIES],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=COMPILE_SECONDS,
+        )
+        made.replace(target)
+    finally:
+        made.unlink(missing_ok=True)
+    return target
+
+
+def cache_folder() -> Path:
+    """Where the compiled engine is kept."""
+    if folder := os.environ.get("METANAS_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metanas-edge"
+
+
+def _processor() -> str:
+    """What the code is compiled for: machine, and the instructions that its processor knows."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()} {flags}"
+
+
+def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    loaded.metanas_create.argtypes = [pointer]
+    loaded.metanas_create.restype = pointer
+    loaded.metanas_destroy.argtypes = [pointer]
+    loaded.metanas_destroy.restype = None
+    loaded.metanas_workspace.argtypes = [pointer, number, pointer]
+    loaded.metanas_workspace.restype = ctypes.c_long
+    loaded.metanas_forward.argtypes = [pointer, number, number, *[pointer] * 7]
+    loaded.metanas_forward.restype = None
+    loaded.metanas_backward.argtypes = [pointer, number, number, *[pointer] * 6]
+    loaded.metanas_backward.restype = None
+    return loaded
