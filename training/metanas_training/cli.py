@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import metanas
+from metanas import native
 from metanas.allocator import keep_freed_memory
 from metanas.artifact import save_meta, write_json
 from metanas.backbone import build_backbone
@@ -91,6 +92,7 @@ def _train(
     command: Sequence[str],
 ) -> int:
     torch.set_num_threads(config.threads)
+    native.set_threads(config.threads)
     keep_freed_memory()
     preprocessing = default_preprocessing(config.data, image_size=config.image_size, grey=config.grey)
     # What can be wrong without looking at the data is found before they are read.

@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 
 import metanas
+from metanas import native
 from metanas.allocator import keep_freed_memory
 from metanas.artifact import write_atomically, write_json
 from metanas.errors import InvalidConfigError, MetaNASError
@@ -119,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 f"{output} already holds a run; continue it with --resume {output}, or choose another --output"
             )
     torch.set_num_threads(config.threads)
+    native.set_threads(config.threads)
     keep_freed_memory()
     root = arguments.data_root or data_root()
     preprocessing = cifar10_preprocessing(config.image_size)
