@@ -229,35 +229,58 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
     }
 }
 
-static void stage_project_back(Pass *pass, int image, int slot, float *scratch) {
+/* Back through the projections of one level, by all inputs of the cell that read it: one, or in the first cell both. */
+static void project_back(Pass *pass, Source *to, int groups, const int *inputs, int n, int image, int slot,
+                         float *scratch) {
     const Net *net = pass->net;
     const CellSpec *spec = pass->cell[pass->at].spec;
-    int CP = net->CP, C = net->C;
-    float *d = scratch, *dr = d + pass->scratch_floats;
-    for (int j = 0; j < 2; j++) {
-        if (!pass->cell[pass->at].read[j]) continue;
-        int groups;
-        Source *to = level(pass, pass->at, j, &groups), *source = &pass->cell[pass->at].source[j];
-        int H = source->H, W = source->W;
-        combine(d, image_of(source->g, image, H, W, CP), image_of(source->x, image, H, W, CP), source->norm.P,
+    int CP = net->CP, C = net->C, to_H = to[0].H, to_W = to[0].W, W = 0, H = 0;
+    float *dr = scratch, *d[2] = {scratch + pass->scratch_floats, scratch + 2 * pass->scratch_floats};
+    for (int i = 0; i < n; i++) {
+        Source *source = &pass->cell[pass->at].source[inputs[i]];
+        H = source->H, W = source->W;
+        combine(d[i], image_of(source->g, image, H, W, CP), image_of(source->x, image, H, W, CP), source->norm.P,
                 source->norm.Q, source->norm.R, (long)H * W, CP, 0);
-        for (int g = 0; g < groups; g++) {
-            int to_H = to[g].H, to_W = to[g].W;
-            float *r = to[g].r + image * padded_floats(net, to_H, to_W);
-            if (spec->halves[j]) {
-                memset(dr, 0, padded_floats(net, to_H, to_W) * sizeof(float));
-                backward_halving(pass, d, H, W, r, dr, to_W, g, slot, spec->inputs[j]);
-            } else {
-                int pack = spec->inputs[j][0];
-                const float *in = pixel(r, W, net->pad, CP, 0, 0);
-                outer(gradient(pass, slot, pack) + (long)g * C * CP, &in, 1, (long)(W + 2 * net->pad) * CP, CP, d,
-                      (long)W * CP, CP, H, W, C, CP);
-                for (int y = 0; y < H; y++)
-                    product(pixel(dr, W, net->pad, CP, y, 0), CP, W,
-                            &(Tap){d + (long)y * W * CP, transposed(pass, pack) + (long)g * C * CP}, 1, CP, C, CP, 0);
+    }
+    for (int g = 0; g < groups; g++) {
+        float *r = to[g].r + image * padded_floats(net, to_H, to_W);
+        if (spec->halves[inputs[0]]) {
+            memset(dr, 0, padded_floats(net, to_H, to_W) * sizeof(float));
+            backward_halving(pass, d[0], H, W, r, dr, to_W, g, slot, spec->inputs[inputs[0]]);
+        } else {
+            const float *in = pixel(r, W, net->pad, CP, 0, 0);
+            for (int i = 0; i < n; i++)
+                outer(gradient(pass, slot, spec->inputs[inputs[i]][0]) + (long)g * C * CP, &in, 1,
+                      (long)(W + 2 * net->pad) * CP, CP, d[i], (long)W * CP, CP, H, W, C, CP);
+            for (int y = 0; y < H; y++) {
+                Tap taps[2];
+                for (int i = 0; i < n; i++)
+                    taps[i] = (Tap){d[i] + (long)y * W * CP,
+                                    transposed(pass, spec->inputs[inputs[i]][0]) + (long)g * C * CP};
+                product(pixel(dr, W, net->pad, CP, y, 0), CP, W, taps, n, CP, C, CP, 0);
             }
-            add_masked(image_of(to[g].g, image, to_H, to_W, CP), NULL, r, dr, to_H, to_W, net->pad, CP, 1);
         }
+        add_masked(image_of(to[g].g, image, to_H, to_W, CP), NULL, r, dr, to_H, to_W, net->pad, CP, to[g].has_gradient);
+    }
+}
+
+static void stage_project_back(Pass *pass, int image, int slot, float *scratch) {
+    const Cell *cell = &pass->cell[pass->at];
+    int groups[2];
+    Source *to[2] = {level(pass, pass->at, 0, &groups[0]), level(pass, pass->at, 1, &groups[1])};
+    if (cell->read[0] && cell->read[1] && to[0] == to[1])
+        project_back(pass, to[0], groups[0], (int[]){0, 1}, 2, image, slot, scratch);
+    else
+        for (int j = 0; j < 2; j++)
+            if (cell->read[j]) project_back(pass, to[j], groups[j], &j, 1, image, slot, scratch);
+}
+
+/* What the projections of this cell read has a gradient now. */
+static void mark_levels(Pass *pass) {
+    for (int j = 0; j < 2; j++) {
+        int groups;
+        Source *to = level(pass, pass->at, j, &groups);
+        for (int g = 0; g < groups && pass->cell[pass->at].read[j]; g++) to[g].has_gradient = 1;
     }
 }
 
@@ -335,21 +358,17 @@ static void backward_sources(Pass *pass, int from, int to, float *dweights) {
 static void backward(Pass *pass, const float *dfeatures, const Param *params, float *const *dweights) {
     const Net *net = pass->net;
     int CP = net->CP;
-    for (int s = 0; s < SLOTS; s++) memset(pass->gradients[s], 0, net->packed * sizeof(float));
-    for (int g = 0; g < net->groups; g++)
-        memset(pass->stem[g].g, 0, (long)pass->batch * net->size * net->size * CP * sizeof(float));
-    for (int c = 0; c < net->cells; c++)
-        for (int n = 0; n < net->nodes; n++) {
-            Source *node = &pass->cell[c].source[n + 2];
-            long pixels = (long)node->H * node->W;
-            memset(node->g, 0, pass->batch * pixels * CP * sizeof(float));
-            if (c < net->cells - 1) continue;
-            for (int i = 0; i < pass->batch; i++)
-                for (long p = 0; p < pixels; p++)
-                    for (int k = 0; k < net->C; k++)
-                        node->g[(i * pixels + p) * CP + k] =
-                            dfeatures[((long)i * net->nodes + n) * net->C + k] / (float)pixels;
-        }
+    clear_gradients(pass, params);
+    for (int n = 0; n < net->nodes; n++) {
+        Source *node = &pass->cell[net->cells - 1].source[n + 2];
+        long pixels = (long)node->H * node->W;
+        node->has_gradient = 1;
+        for (int i = 0; i < pass->batch; i++)
+            for (long p = 0; p < pixels; p++)
+                for (int k = 0; k < CP; k++)
+                    node->g[(i * pixels + p) * CP + k] =
+                        k < net->C ? dfeatures[((long)i * net->nodes + n) * net->C + k] / (float)pixels : 0.0f;
+    }
     for (int c = net->cells - 1; c >= 0; c--) {
         if (!pass->cell[c].used) continue;
         pass->at = c;
@@ -358,6 +377,7 @@ static void backward(Pass *pass, const float *dfeatures, const Param *params, fl
         for (int s = net->nodes + 1; s >= 2; s--) backward_sources(pass, s, s, slopes);
         backward_sources(pass, 0, 1, slopes);
         run_stage(pass, stage_project_back);
+        mark_levels(pass);
     }
     clear_sums(pass);
     run_stage(pass, stage_stem_sums);

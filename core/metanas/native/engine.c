@@ -178,6 +178,7 @@ typedef struct {
     float *pool[2], *place;
     double *sum; /* of g, for each channel */
     int pooled[2], skipped, rectified;
+    int has_gradient; /* whether g has been written in this pass; what comes then is added */
 } Source;
 
 typedef struct {
@@ -463,6 +464,15 @@ static void pack_all(Pass *pass, const Param *params, int backward) {
                         to[(long)t * pack->cols * net->CP + (long)(k / PAIR) * PAIR * pack->cols + (long)c * PAIR +
                            k % PAIR] = value;
                 }
+    }
+}
+
+static void clear_gradients(Pass *pass, const Param *params) {
+    const Net *net = pass->net;
+    for (int i = 0; i < net->packs; i++) {
+        const Pack *pack = &net->pack[i];
+        for (int s = 0; s < SLOTS && pack_runs(params, pack); s++)
+            memset(pass->gradients[s] + pack->at, 0, (long)pack->taps * pack->K * net->CP * sizeof(float));
     }
 }
 

@@ -27,6 +27,8 @@ typedef float vec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alia
 typedef int ivec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+/* Compiled once and by itself: inlined into a caller, gcc keeps accumulators on the stack. */
+#define ALONE static __attribute__((noinline, noclone))
 
 INLINE vec load(const float *p) { return *(const vec *)p; }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
@@ -77,7 +79,7 @@ static void product_rest(int rest, float *out, long out_pix, const Tap *taps, in
 }
 
 /* `pixels` pixels in a row; the output has CP channels, the input K. */
-static void product(float *out, long out_pix, int pixels, const Tap *taps, int n, long in_pix, int K, int CP, int add) {
+ALONE void product(float *out, long out_pix, int pixels, const Tap *taps, int n, long in_pix, int K, int CP, int add) {
     if (n == 0) {
         if (!add)
             for (int p = 0; p < pixels; p++) memset(out + p * out_pix, 0, CP * sizeof(float));
@@ -125,7 +127,7 @@ INLINE void outer_tile(const int R, float *dw, const float *in, long in_row, lon
 }
 
 /* dw is packed as the matrices are: one (K, CP) for each of the n inputs, one after the other. */
-static void outer(float *dw, const float *const *in, int n, long in_row, long in_pix, const float *dout, long out_row,
+ALONE void outer(float *dw, const float *const *in, int n, long in_row, long in_pix, const float *dout, long out_row,
                   long out_pix, int rows, int pixels, int K, int CP) {
     /* Blocks that stay in the first cache while they are read once for each tile of the matrices. */
     const int wide = pixels < 96 ? pixels : 64, high = wide < 64 ? 64 / wide : 1;
@@ -169,7 +171,7 @@ INLINE void depthwise_some(const int ky, const int kx, float *out, long out_pix,
     }
 }
 
-static void depthwise_row(int kernel, float *out, long out_pix, int pixels, const float *const *rows, long dx,
+ALONE void depthwise_row(int kernel, float *out, long out_pix, int pixels, const float *const *rows, long dx,
                           long in_pix, const float *w, int CP, int add) {
     if (kernel == 3) {
         const float *const three[3] = {rows[0], rows[1], rows[2]};
@@ -195,7 +197,7 @@ INLINE void depthwise_outer_some(const int ky, const int kx, float *dw, const fl
     }
 }
 
-static void depthwise_outer_row(int kernel, float *dw, const float *dout, long out_pix, int pixels,
+ALONE void depthwise_outer_row(int kernel, float *dw, const float *dout, long out_pix, int pixels,
                                 const float *const *rows, long dx, long in_pix, int CP) {
     if (kernel == 3) {
         const float *const three[3] = {rows[0], rows[1], rows[2]};
