@@ -49,7 +49,7 @@ protos: $(READY)
 	@$(BIN)/python protos/generate.py
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/chain.py --output benchmarks/results
+	@$(BIN)/python benchmarks/speed.py --output benchmarks/results
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo_output

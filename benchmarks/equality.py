@@ -7,8 +7,11 @@
 Each task is adapted to by the native engine and with METANAS_NATIVE=0, in processes of their own. Compared
 are the logits of the query images, largest difference against largest value, and the genotypes. Where they
 differ, ``--rounding`` tells whether PyTorch agrees with itself: on two threads it adds the same numbers in
-another order. The margin is how far the nearest weight was from the threshold of pruning when it decided
-(the logarithm of their ratio): near 0 rounding decides.
+another order. Without moments Adam's first steps are the sign of each gradient, so where a gradient is
+nothing but rounding the step is too; ``--meta untrained_with_moments`` leaves that out.
+
+The margin is how far the nearest weight was from the threshold of pruning when it decided (the logarithm of
+their ratio): near 0 rounding decides what survives.
 """
 
 import argparse
@@ -54,7 +57,7 @@ class Comparison:
 def main() -> int:
     """Adapt, compare, print, write; 1 if a task differs."""
     arguments = _parse()
-    meta = "untrained" if arguments.untrained else str(arguments.meta or "bundled")
+    meta: str = "untrained" if arguments.untrained else arguments.meta
     steps = {"architecture_steps": arguments.steps, "weight_steps": arguments.steps}
     base = Order(meta=meta, n_query=arguments.queries, **steps)
     variants = {"native": {"path": "native"}, "plain": {"path": "plain"}}
@@ -82,7 +85,7 @@ def main() -> int:
     print("\n" + text)
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    stem = "equality_untrained" if arguments.untrained else "equality"
+    stem = f"equality_{Path(meta).stem}"
     values = {"meta": meta, "steps": arguments.steps, "tolerance": TOLERANCE, "tasks": [asdict(c) for c in comparisons]}
     write_json(output / f"{stem}.json", values)
     (output / f"{stem}.md").write_text(text, encoding="utf-8")
@@ -115,7 +118,7 @@ def line(one: Comparison) -> str:
 
 def table(meta: str, steps: int, comparisons: Sequence[Comparison]) -> str:
     """All rows, then what they come to."""
-    name = meta if meta in ("bundled", "untrained") else Path(meta).name
+    name = Path(meta).name.replace("_", " ")
     lines = [
         f"Omniglot 20-way 1-shot, {steps} + {steps} steps, {name} meta-model: `python benchmarks/equality.py`.",
         "",
@@ -143,7 +146,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=5, help="images a class to answer")
     parser.add_argument("--jobs", type=int, default=2, help="adaptations at a time")
     parser.add_argument("--untrained", action="store_true", help="from random weights and an equal architecture")
-    parser.add_argument("--meta", type=Path, help="another meta.pt")
+    parser.add_argument("--meta", default="bundled", help="bundled, untrained, untrained_with_moments, or a meta.pt")
     parser.add_argument("--rounding", action="store_true", help="also PyTorch on two threads")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args()

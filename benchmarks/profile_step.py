@@ -37,7 +37,7 @@ def main() -> int:
     text = ""
     lines = [
         f"{machine['processor']}, torch {machine['torch']}; a 2048 x 2048 float32 matrix product: {rates.one:.0f} "
-        f"GFLOP/s on one core, {rates.all:.0f} on {CORES}. Medians of {arguments.repeats} steps of 20 images: "
+        f"GFLOP/s on one core, {rates.all:.0f} on {CORES}. The fastest of {arguments.repeats} steps of 20 images: "
         "`python benchmarks/profile_step.py`.",
         "",
     ]
@@ -94,7 +94,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=get_args(Kind), default=list(get_args(Kind)))
     parser.add_argument("--paths", nargs="+", choices=paths, default=paths)
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--repeats", type=int, default=10, help="steps; the median is told")
+    parser.add_argument("--repeats", type=int, default=10, help="steps; the fastest is told")
     parser.add_argument("--output", type=Path, help=f"folder for JSON and Markdown, such as {ROOT.name}/runs/profile")
     return parser.parse_args()
 

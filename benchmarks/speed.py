@@ -24,6 +24,7 @@ and scaled, and its row says so. Exit codes: 0 all was measured; 1 a part could 
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -71,6 +72,8 @@ PARTS = {
 def main() -> int:
     """Measure, print the table, write JSON and Markdown."""
     arguments = _parse()
+    # Also when it is told to end, it ends the servers and processes that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     names = arguments.only or list(PARTS)
     whole = names == list(PARTS) and not arguments.quick
     output: Path | None = arguments.output or (RESULTS if whole else None)

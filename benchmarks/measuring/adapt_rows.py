@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from measuring.adaptation import Order, Result, run, seconds_at_once
 from measuring.machine import CORES, Rates
 from measuring.row import Goal, Row
-from measuring.server import Server
+from measuring.server import Server, bundled_arguments
 from measuring.settings import Settings
 from measuring.subjects import omniglot_classes, omniglot_episode, support_of
 from metanas_training.episodes import Episode
@@ -26,6 +26,8 @@ class Alone:
     by_threads: dict[int, list[Result]]
     served_seconds: list[float]
     """Through a server with its default settings."""
+    served_steps: int | None = None
+    """Of each phase, in place of 50."""
 
 
 def thread_counts() -> list[int]:
@@ -49,14 +51,15 @@ def measure_bundled(settings: Settings) -> Alone:
     count = 1 if settings.quick else 3
     alone = _alone(Order(tasks=count, budget_seconds=settings.adapt_budget_seconds), settings)
     classes = omniglot_classes()
-    with Server() as server:
+    steps = 5 if settings.quick else None
+    with Server(*bundled_arguments(settings.folder, steps=steps)) as server:
         served = []
         for number in range(count):
             support = support_of(omniglot_episode(classes, number), classes.preprocessing)
             started = time.perf_counter()
             server.client.adapt(support)
             served.append(time.perf_counter() - started)
-    return Alone(alone.by_threads, served)
+    return Alone(alone.by_threads, served, steps)
 
 
 def _alone(order: Order, settings: Settings) -> Alone:
@@ -124,7 +127,8 @@ def bundled_rows(alone: Alone, rates: Rates) -> list[Row]:
     limit = _limit(next(iter(alone.by_threads.values())), rates)
     rows.append(
         Row(
-            what="the same through a server with its default settings, end to end",
+            what="the same through a server with its default settings, end to end"
+            + (f", {alone.served_steps} + {alone.served_steps} STEPS ONLY" if alone.served_steps else ""),
             measured=f"{seconds:.2f} s (median of {len(alone.served_seconds)})",
             bar="6 s",
             aim="2 s",
@@ -170,13 +174,15 @@ def measure_pair(settings: Settings) -> Pairs:
         Order(tasks=1 if settings.quick else 2, architecture_steps=bundled_steps, weight_steps=bundled_steps),
     )
     untrained, bundled = (Pair(seconds_at_once(order, 1), seconds_at_once(order, 2)) for order in orders)
-    return Pairs(untrained, bundled, _served_pair(), steps, bundled_steps)
+    return Pairs(
+        untrained, bundled, _served_pair(settings, bundled_steps if settings.quick else None), steps, bundled_steps
+    )
 
 
-def _served_pair() -> Pair:
+def _served_pair(settings: Settings, steps: int | None) -> Pair:
     classes = omniglot_classes()
     episodes = [omniglot_episode(classes, number) for number in range(2)]
-    with Server("--adapt-workers", "2") as server:
+    with Server("--adapt-workers", "2", *bundled_arguments(settings.folder, steps=steps)) as server:
 
         def adapt(episode: Episode) -> None:
             server.client.adapt(support_of(episode, classes.preprocessing))

@@ -36,7 +36,12 @@ class Child:
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **(settings or {})},
         )
-        self._expect("ready")
+        try:
+            self._expect("ready")
+        except BaseException:
+            self._process.kill()
+            self._process.communicate()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -75,9 +80,10 @@ class Parent:
 
     @staticmethod
     def wait_for_start() -> None:
-        """Say that this process is ready; return when it is to work."""
+        """Say that this process is ready; return when it is to work, leave when the parent is gone."""
         print("ready", flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            raise SystemExit("the measuring program is gone")
 
     @staticmethod
     def tell_done() -> None:

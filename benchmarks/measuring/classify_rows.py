@@ -15,10 +15,9 @@ from measuring.callers import Throughput
 from measuring.flops import Counter
 from measuring.machine import CORES, Rates
 from measuring.row import Goal, Row
-from measuring.server import Server, file_for, latencies, percentiles
+from measuring.server import Server, bundled_arguments, file_for, latencies, percentiles
 from measuring.settings import Settings
 from measuring.subjects import (
-    BUNDLED,
     colour_episode,
     colour_picture,
     in_large,
@@ -28,7 +27,7 @@ from measuring.subjects import (
     picture,
     support_of,
 )
-from metanas.artifact import load_meta, load_task
+from metanas.artifact import load_task
 from metanas.preprocessing import scale
 from metanas.schedule import Schedule
 from metanas.space import SearchSpace
@@ -68,7 +67,7 @@ class OneCaller:
 def measure_classify(settings: Settings) -> OneCaller:
     """One caller, 28 x 28."""
     classes = omniglot_classes()
-    with Server("--meta", str(_quick_bundled(settings))) as server:
+    with Server(*bundled_arguments(settings.folder, steps=FEW_STEPS)) as server:
         task, images = _drawings(server.client, classes)
         found = _percentiles(task, images, calls=300 if settings.quick else 4000)
         return OneCaller(found, _forward_flops(task, settings))
@@ -128,7 +127,7 @@ def measure_throughput(settings: Settings) -> Share:
     """32 callers of one image each, and the same ONNX file in this process."""
     classes = omniglot_classes()
     seconds = 2.0 if settings.quick else 8.0
-    with Server("--meta", str(_quick_bundled(settings))) as server:
+    with Server(*bundled_arguments(settings.folder, steps=FEW_STEPS)) as server:
         task, images = _drawings(server.client, classes)
         path = task.export(settings.folder / "task.onnx", format="onnx")
         prepared = omniglot_episode(classes, 0).query_images
@@ -173,7 +172,8 @@ def measure_busy(settings: Settings) -> Disturbance:
     """One caller while two others keep two workers adapting."""
     classes = omniglot_classes()
     calls = 200 if settings.quick else 2000
-    with Server("--adapt-workers", "2") as server:
+    steps = FEW_STEPS if settings.quick else None
+    with Server("--adapt-workers", "2", *bundled_arguments(settings.folder, steps=steps)) as server:
         task, images = _drawings(server.client, classes)
         idle = _percentiles(task, images, calls=calls)
         enough = threading.Event()
@@ -211,10 +211,6 @@ def busy_rows(found: Disturbance, rates: Rates) -> list[Row]:
             values={**asdict(found), "ratio": ratio},
         )
     ]
-
-
-def _quick_bundled(settings: Settings) -> Any:
-    return file_for(settings.folder, load_meta(BUNDLED), steps=FEW_STEPS)
 
 
 def _drawings(client: FewShotClient, classes: ImageClasses) -> tuple[Task, list[Any]]:

@@ -18,13 +18,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from measuring.subjects import ROOT
-from metanas.artifact import save_meta
+from measuring.subjects import BUNDLED, ROOT
+from metanas.artifact import load_meta, save_meta
 from metanas.model import MetaModel
 from metanas_client import FewShotClient, Task
 
 ADAPT_TIMEOUT_SECONDS = 1800.0
 READY_TIMEOUT_SECONDS = 120.0
+STOP_TIMEOUT_SECONDS = 60.0
 
 
 class Server:
@@ -48,6 +49,20 @@ class Server:
             stderr=self._log,
             text=True,
         )
+        try:
+            self._wait_until_ready(started)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._end()
+
+    def _wait_until_ready(self, started: float) -> None:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         self.ready_seconds = time.perf_counter() - started
@@ -58,14 +73,14 @@ class Server:
         self.address = line.split()[-1]
         self.client = FewShotClient(self.address, timeout_seconds=ADAPT_TIMEOUT_SECONDS)
         self.client.wait_until_ready(timeout_seconds=READY_TIMEOUT_SECONDS)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.client.close()
+    def _end(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
     @property
@@ -80,6 +95,11 @@ def file_for(folder: Path, meta: MetaModel, *, steps: int) -> Path:
     schedule = replace(meta.schedule, architecture_steps=steps, weight_steps=steps)
     save_meta(path, replace(meta, schedule=schedule))
     return path
+
+
+def bundled_arguments(folder: Path, *, steps: int | None) -> tuple[str, ...]:
+    """Of a server with the bundled meta-model: as it is, or with tasks of so many steps of each kind."""
+    return () if steps is None else ("--meta", str(file_for(folder, load_meta(BUNDLED), steps=steps)))
 
 
 def latencies(task: Task, images: Sequence[Any], *, calls: int) -> list[float]:

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 
 from measuring.machine import Rates
 from measuring.row import Goal, Row
-from measuring.server import Server, file_for, memory_bytes
+from measuring.server import Server, bundled_arguments, memory_bytes
 from measuring.settings import Settings
-from measuring.subjects import BUNDLED, omniglot_classes, omniglot_episode, picture, support_of
-from metanas.artifact import load_meta
+from measuring.subjects import omniglot_classes, omniglot_episode, picture, support_of
 
 STARTS = 4
 """The first one is left out: it reads files and compiles what is compiled at first use."""
@@ -65,7 +64,7 @@ def measure_memory(settings: Settings) -> Memory:
     """Adapt to many tasks and ask each of them once."""
     classes = omniglot_classes()
     count = 6 if settings.quick else 40
-    with Server("--meta", str(file_for(settings.folder, load_meta(BUNDLED), steps=1))) as server:
+    with Server(*bundled_arguments(settings.folder, steps=1)) as server:
 
         def learn(numbers: range) -> None:
             for number in numbers:

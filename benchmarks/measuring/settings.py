@@ -14,7 +14,7 @@ class Settings:
     """A look: few steps, few calls; shows that everything works, and roughly how fast."""
     adapt_budget_seconds: float = 60.0
     """The longest that one Omniglot-shaped Adapt is measured in full; a longer one is scaled."""
-    large_budget_seconds: float = 150.0
+    large_budget_seconds: float = 120.0
     """The same for the Adapt of 84 x 84 pixels."""
     quick_seconds: float = 4.0
     """In place of both where ``quick``."""

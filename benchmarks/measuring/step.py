@@ -30,7 +30,7 @@ class Step:
     path: engine.Path = "native"
     threads: int = 1
     repeats: int = 10
-    """The median of so many is told."""
+    """The fastest of so many is told: what else runs on the machine can only slow one down."""
 
 
 @dataclass(frozen=True, slots=True)

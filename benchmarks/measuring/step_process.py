@@ -4,7 +4,6 @@ python -m measuring.step_process '{"kind": "dense", ...}'    started by ``step``
 """
 
 import json
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ from measuring.subjects import colour_episode, in_large, named_meta, omniglot_cl
 from metanas.head import Head, balanced_cross_entropy
 from metanas.learner import adapt, operation_weights, start_head
 from metanas.model import MetaModel
-from metanas.network import Network, one_shot_plan
+from metanas.network import CellPlan, Network, one_shot_plan
 from metanas.optimizer import Parameters, build_optimizer
 from metanas.preprocessing import scale
 from metanas.schedule import Schedule
@@ -122,11 +121,11 @@ class Bench:
         return len(self.images) * self.counter.learning(mask) / 1e9
 
     def parts(self) -> list[Share]:
-        """By the clock."""
-        taken = [self.take() for _ in range(self.step.repeats)]
+        """By the clock; of the fastest step."""
+        taken = sorted((self.take() for _ in range(self.step.repeats)), key=lambda one: sum(one.values()))
         forward = len(self.images) * self.counter.forward(self.mask) / 1e9
         gflop = {"forward": forward, "backward": self.gflop(self.mask) - forward}
-        return [Share(name, statistics.median(one[name] for one in taken), gflop.get(name)) for name in taken[0]]
+        return [Share(name, seconds, gflop.get(name)) for name, seconds in taken[0].items()]
 
     def operations(self) -> list[Share]:
         """What each candidate operation costs: a step with all that run, less one without it."""
@@ -139,25 +138,36 @@ class Bench:
             for row, runs in zip(plans[cell_type], of_type, strict=True)
             if runs
         }
-        whole, shares = self._seconds(self.mask), []
-        for name in sorted(names):
-            rest: Mask = tuple(
-                tuple(runs and row.operation != name for row, runs in zip(plans[cell_type], of_type, strict=True))
-                for cell_type, of_type in zip(CELL_TYPES, self.mask, strict=True)
-            )
-            try:
-                seconds = whole - self._seconds(rest)
-            except RuntimeError:  # a node has no other operation
-                continue
-            shares.append(Share(name, seconds, self.gflop(self.mask) - self.gflop(rest)))
+        masks = {name: self._without(name, plans) for name in sorted(names)}
+        masks = {name: mask for name, mask in masks.items() if self._can_run(mask)}
+        seconds = self._fastest([self.mask, *masks.values()])
+        whole, shares = seconds[0], []
+        for (name, mask), rest in zip(masks.items(), seconds[1:], strict=True):
+            shares.append(Share(name, whole - rest, self.gflop(self.mask) - self.gflop(mask)))
         shares.sort(key=lambda share: -share.seconds)
         left = whole - sum(share.seconds for share in shares)
         flop = self.gflop(self.mask) - sum(share.gflop or 0.0 for share in shares)
         return [*shares, Share("all else: stem, inputs of cells, sums, head, Adam", left, flop)]
 
-    def _seconds(self, mask: Mask) -> float:
-        self.take(mask)
-        return statistics.median(sum(self.take(mask).values()) for _ in range(self.step.repeats))
+    def _without(self, name: str, plans: Mapping[str, CellPlan]) -> Mask:
+        return tuple(
+            tuple(runs and row.operation != name for row, runs in zip(plans[cell_type], of_type, strict=True))
+            for cell_type, of_type in zip(CELL_TYPES, self.mask, strict=True)
+        )
+
+    def _can_run(self, mask: Mask) -> bool:
+        """Whether each node has an operation left."""
+        plans = one_shot_plan(self.network.space)
+        for cell_type, of_type in zip(CELL_TYPES, mask, strict=True):
+            nodes = {row.node for row, runs in zip(plans[cell_type], of_type, strict=True) if runs}
+            if len(nodes) < self.network.space.nodes:
+                return False
+        return True
+
+    def _fastest(self, masks: list[Mask]) -> list[float]:
+        """Seconds of the fastest step with each mask, taken in turn so that all share the machine's moods."""
+        rounds = [[sum(self.take(mask).values()) for mask in masks] for _ in range(self.step.repeats + 1)]
+        return [min(of_mask) for of_mask in zip(*rounds[1:], strict=True)]
 
     def kernels(self, total: float) -> list[Share]:
         """By PyTorch's profiler, whose own cost is left out by scaling to the time of a step without it."""

@@ -80,12 +80,15 @@ def in_large(schedule: Schedule) -> MetaModel:
 
 
 def named_meta(name: str) -> MetaModel:
-    """ "bundled", "untrained", "untrained_large", or the path of a ``meta.pt``."""
+    """ "bundled", "untrained", "untrained_large", "untrained_with_moments", or the path of a ``meta.pt``."""
     match name:
         case "bundled":
             return load_meta(BUNDLED)
         case "untrained":
             return untrained()
+        case "untrained_with_moments":
+            # Adam then starts with steps of usual size; from zero its first steps are the sign of each gradient.
+            return replace(untrained(), moments=load_meta(BUNDLED).moments)
         case "untrained_large":
             return untrained(large_space())
     return load_meta(name)

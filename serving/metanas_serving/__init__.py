@@ -2,6 +2,7 @@
 
     cli          the command line, signals, exit codes
     config       what the command line says, checked once
+    meta_file    the meta-model's file, read
     application  one server from bind to drain: the parts below, health, reflection
     service      the contract's calls; thin
     codec        the contract's messages  <->  values of the core

@@ -4,7 +4,8 @@
     Application.stop    NOT_SERVING, let running calls finish, cancel what is left, end
 
 Between the two it is an ordinary object: tests run several in one process. It listens before it is
-ready, so that a port in use is found at once and health can say NOT_SERVING meanwhile.
+ready, so that a port in use is found at once and health can say NOT_SERVING meanwhile. What a store
+held before is read after that, file by file, or when it is asked for.
 """
 
 import logging
@@ -12,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from typing import cast
 
 import grpc
@@ -26,15 +26,11 @@ from metanas_serving.config import ServerConfig
 from metanas_serving.engine import Engine
 from metanas_serving.errors import StartupError
 from metanas_serving.gate import Gate
-from metanas_serving.jobs import Adaptations
+from metanas_serving.jobs import Adaptations, prepare_adaptations
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
-from metanas_serving.work import Start
 
 _log = logging.getLogger(__name__)
-
-BUNDLED_META = "models/omniglot.pt"
-"""The meta-model that comes with this package."""
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FewShot"].full_name
 
@@ -60,16 +56,20 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
 class Application:
     """One server."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Read the meta-model and make the parts; nothing runs yet, but the store is taken.
+    def __init__(self, config: ServerConfig, adaptations: Adaptations | None = None) -> None:
+        """Read the meta-model and make the parts; nothing new runs yet, but the store is taken.
+
+        Args:
+            adaptations: of the same configuration, perhaps started before; None: makes them.
 
         Raises:
             StartupError: no meta-model, CUDA asked for but missing, or a store that cannot be used.
             ArtifactError: the meta-model's file cannot be used.
         """
         self._config = config
-        name, data = read_meta(config)
-        meta = meta_from_bytes(data, name=name)
+        self.adaptations = adaptations or prepare_adaptations(config)
+        name = self.adaptations.start_values.meta_name
+        meta = meta_from_bytes(self.adaptations.start_values.meta, name=name)
         self._preprocessing = meta.preprocessing
         _log.info("meta-model %s, trained on %s", name, meta.provenance.get("data", "data it does not name"))
         self._engine = Engine(device=config.device, max_loaded=config.max_loaded_tasks)
@@ -80,11 +80,6 @@ class Application:
             experimental_thread_pool=ThreadPoolExecutor(max_workers=1),
         )
         self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.adaptations = Adaptations(
-            Start(meta=data, torch_threads=config.torch_threads),
-            workers=config.adapt_workers,
-            max_queue=config.max_queue,
-        )
         self._store = TaskStore.memory() if config.store_path is None else TaskStore.open(config.store_path)
         if config.store_path is None:
             _log.info("no --store: tasks are kept in memory and are lost when the server stops")
@@ -115,6 +110,7 @@ class Application:
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
         self._gate.open()
         self._say(health_pb2.HealthCheckResponse.SERVING)
+        self._store.start_reading()
         return address
 
     def stop(self, drain_seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
@@ -164,25 +160,6 @@ class Application:
     def _say(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             self._health.set(name, status)
-
-
-def read_meta(config: ServerConfig) -> tuple[str, bytes]:
-    """The name and content of the meta-model's file.
-
-    Raises:
-        StartupError: it cannot be read.
-    """
-    if config.meta_path is None:
-        bundled = files("metanas_serving") / BUNDLED_META
-        if not bundled.is_file():
-            raise StartupError(f"this installation holds no meta-model ({bundled} is missing); pass --meta meta.pt")
-        return str(bundled), bundled.read_bytes()
-    try:
-        return str(config.meta_path), config.meta_path.read_bytes()
-    except OSError as error:
-        raise StartupError(
-            f"cannot read the meta-model {config.meta_path}: {error.strerror or error}; pass another --meta"
-        ) from error
 
 
 def _why_not(host: str, port: int) -> str:

@@ -8,6 +8,7 @@ One line goes to stdout, ``serving on HOST:PORT``, once the server is ready; the
 """
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -16,11 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from metanas.errors import AdaptationCancelledError, InvalidConfigError, MetaNASError
-from metanas_serving.application import Application
 from metanas_serving.config import ServerConfig
+from metanas_serving.jobs import prepare_adaptations
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until a signal; return the exit code."""
     config = read_arguments(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Here torch only reads files and folds weights; the cores are for answers and adaptations.
-    torch.set_num_threads(1)
     signals = _StopSignals()
     try:
         _run(config, signals)
@@ -41,10 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ServerConfig, signals: "_StopSignals") -> None:
-    application = Application(config)
+    adaptations = prepare_adaptations(config)
+    adaptations.start()
+    try:
+        # Only now, as importing torch takes seconds: the first adaptation process does it at the same time.
+        import torch
+
+        from metanas_serving.application import Application
+
+        # Here torch only reads files and folds weights; the cores are for answers and adaptations.
+        torch.set_num_threads(1)
+        application = Application(config, adaptations)
+    except BaseException:
+        adaptations.close()
+        raise
     drain_seconds = 0.0
     try:
         address = application.start(should_stop=signals.first.is_set)
+        # What is there now stays: the collector need not go through it while calls wait.
+        gc.collect()
+        gc.freeze()
         print(f"serving on {address}", flush=True)
         signals.first.wait()
         drain_seconds = config.drain_seconds

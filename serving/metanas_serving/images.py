@@ -56,7 +56,10 @@ def read_image(image: pb.Image, preprocessing: Preprocessing, *, where: str) -> 
                 case "encoded":
                     return _prepared_file(image.encoded, preprocessing)
                 case "tensor":
-                    return prepare(picture_from_array(_array(image.tensor)), preprocessing)
+                    pixels = _array(image.tensor)
+                    if _fits(pixels, preprocessing):
+                        return _as_it_is(pixels, preprocessing)
+                    return prepare(picture_from_array(pixels), preprocessing)
                 case _:
                     raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")
     except InvalidImageError as error:
@@ -94,6 +97,19 @@ def _open(data: bytes) -> PILImage.Image:
         f"its {len(data)} bytes are neither a PNG nor a JPEG file (they start with {data[:8].hex(' ')}); "
         "convert it to one of them"
     )
+
+
+def _fits(pixels: NDArray[Any], preprocessing: Preprocessing) -> bool:
+    """Whether nothing is left to do but to invert."""
+    size = (preprocessing.height, preprocessing.width)
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    return pixels.dtype == np.uint8 and pixels.shape[:2] == size and channels == preprocessing.channels
+
+
+def _as_it_is(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """What ``prepare`` makes of such pixels, without the detour over a picture."""
+    planes = pixels.reshape(*pixels.shape[:2], preprocessing.channels).transpose(2, 0, 1)
+    return np.invert(planes) if preprocessing.invert else planes
 
 
 def _array(tensor: pb.Tensor) -> NDArray[Any]:

@@ -8,9 +8,14 @@
 A place is taken before a request is even decoded, so that no more requests than there are places
 can hold threads and memory. Each worker process has one thread here that waits for it. One lock
 guards queue, places and counts; no one computes under it.
+
+The server is ready with its first worker; the others start after it, beside the first calls. A job
+may use its share of the cores: all of them if it is alone when it starts.
 """
 
+import dataclasses
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,14 +24,17 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 from metanas.errors import AdaptationCancelledError, MetaNASError
+from metanas_serving.config import ServerConfig
 from metanas_serving.errors import NotServingError, QueueFullError, StartupError
 from metanas_serving.gate import CUT_OFF, DRAINING
+from metanas_serving.meta_file import read_meta
 from metanas_serving.work import Done, Order, Start
 from metanas_serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
+_CORES = os.cpu_count() or 1
 
 
 class Job:
@@ -68,6 +76,7 @@ class Adaptations:
     """The queue and the workers."""
 
     def __init__(self, start: Start, *, workers: int, max_queue: int) -> None:
+        self.start_values = start
         self._max_queue = max_queue
         self._workers = [Worker(start) for _ in range(workers)]
         self._changed = threading.Condition()
@@ -75,11 +84,12 @@ class Adaptations:
         self._running: set[Job] = set()
         self._places_taken = 0
         self._closing = False
-        self._warm_ups: list[Future[Done]] = [Future() for _ in self._workers]
+        self._warm_up: Future[Done] = Future()
         self._threads = [
-            threading.Thread(target=self._serve, args=(worker, warm_up), name=f"adaptation-{number}", daemon=True)
-            for number, (worker, warm_up) in enumerate(zip(self._workers, self._warm_ups, strict=True))
+            threading.Thread(target=self._serve, args=(worker,), name=f"adaptation-{number}", daemon=True)
+            for number, worker in enumerate(self._workers)
         ]
+        self._started = False
 
     @property
     def process_ids(self) -> list[int]:
@@ -89,8 +99,13 @@ class Adaptations:
     @property
     def running_count(self) -> int:
         """Jobs that a worker works on."""
+        return len(self.running)
+
+    @property
+    def running(self) -> list[Order]:
+        """Orders of the jobs that a worker works on."""
         with self._changed:
-            return len(self._running)
+            return [job.order for job in self._running]
 
     @property
     def waiting_count(self) -> int:
@@ -99,26 +114,27 @@ class Adaptations:
             return len(self._queue)
 
     def start(self) -> None:
-        """Start the worker processes; ``warm_up`` waits for them."""
-        for thread in self._threads:
-            thread.start()
+        """Start the worker processes, if they are not started yet; ``warm_up`` waits for the first."""
+        if not self._started:
+            self._started = True
+            for thread in self._threads:
+                thread.start()
 
     def warm_up(self, *, should_stop: Callable[[], bool] = lambda: False) -> Done:
-        """Wait until all workers are ready.
+        """Wait until the first worker is ready; the others start now.
 
         Returns:
-            The task that one of them learnt to warm up.
+            The task that it learnt to warm up.
 
         Raises:
-            StartupError: one could not start.
+            StartupError: it could not start.
             AdaptationCancelledError: ``should_stop`` said so.
         """
         try:
-            while futures.wait(self._warm_ups, timeout=_POLL_SECONDS).not_done:
+            while futures.wait([self._warm_up], timeout=_POLL_SECONDS).not_done:
                 if should_stop():
                     raise AdaptationCancelledError("stopped while the adaptation process started")
-            tasks = [warm_up.result() for warm_up in self._warm_ups]
-            return tasks[0]
+            return self._warm_up.result()
         except AdaptationCancelledError:
             raise
         except MetaNASError as error:
@@ -182,14 +198,13 @@ class Adaptations:
             if thread.ident is not None:
                 thread.join()
 
-    def _serve(self, worker: Worker, warm_up: "Future[Done]") -> None:
+    def _serve(self, worker: Worker) -> None:
         try:
-            try:
-                if (learnt := worker.start(lambda: self._closing)) is not None:
-                    warm_up.set_result(learnt)
-            except Exception as error:
-                warm_up.set_exception(error)
+            if worker is self._workers[0]:
+                self._start_first(worker)
+            if self._warm_up.exception() is not None:  # waits for it
                 return
+            self._revive(worker)
             while (job := self._next()) is not None:
                 answer = self._work(worker, job)
                 with self._changed:
@@ -199,6 +214,13 @@ class Adaptations:
         finally:
             worker.close()
 
+    def _start_first(self, worker: Worker) -> None:
+        try:
+            if (learnt := worker.start(lambda: self._closing)) is not None:
+                self._warm_up.set_result(learnt)
+        except Exception as error:
+            self._warm_up.set_exception(error)
+
     def _next(self) -> Job | None:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
@@ -206,6 +228,7 @@ class Adaptations:
                 return None
             job = self._queue.popleft()
             self._running.add(job)
+            job.order = dataclasses.replace(job.order, threads=max(1, _CORES // len(self._running)))
             return job
 
     def _work(self, worker: Worker, job: Job) -> Done | Exception:
@@ -217,9 +240,22 @@ class Adaptations:
             return error
 
     def _revive(self, worker: Worker) -> None:
-        """Start a process in place of one that died, so that the next job does not wait for it."""
+        """Start a process where none runs, so that the next job does not wait for it."""
         try:
             if worker.start(lambda: self._closing):
                 _log.info("a new adaptation process runs (process %s)", worker.process_id)
+        except AdaptationCancelledError:
+            pass  # closing
         except Exception as error:  # the next job tries again, and tells its caller
             _log.error("no new adaptation process: %s", error)
+
+
+def prepare_adaptations(config: ServerConfig) -> Adaptations:
+    """Read the meta-model's file and make the queue and the workers; nothing runs yet.
+
+    Raises:
+        StartupError: there is no such file.
+    """
+    name, meta = read_meta(config)
+    start = Start(meta=meta, meta_name=name, torch_threads=config.torch_threads)
+    return Adaptations(start, workers=config.adapt_workers, max_queue=config.max_queue)

@@ -3,13 +3,17 @@
     TaskStore.open     a folder, locked for this server  ->  a store with all that is readable in it
     TaskStore.memory   a store that ends with the server
     add, read, delete, get, list
+    start_reading      look through the files that no one has asked for yet
 
 A file is the task's complete ``task_model.pt``, called ``<task id>.pt``; task ids are made by the
 server, and what a caller sends as one is only ever looked up, never made a path. Files are written
 beside their place and renamed, so whenever the server is killed a task is there or not. What
 describes a task is kept in memory; its weights stay on disk.
 
-A file that cannot be read is set aside as ``.corrupt``; one of a later version is left alone.
+Opening a folder reads names only, for each file takes a while: a file is read when its task is asked
+for, and all that were not by a thread that ``start_reading`` starts. One that cannot be read is then
+set aside as ``.corrupt``, which the log says, and whoever asked for it; one of a later version is left
+alone.
 """
 
 import fcntl
@@ -17,6 +21,7 @@ import logging
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -30,6 +35,9 @@ _log = logging.getLogger(__name__)
 _LOCK_NAME = ".lock"
 _FILE_NAME = re.compile(r"[0-9a-f]{32}\.pt")
 
+# Between two files that no one has asked for: reading one holds the interpreter for some 20 ms.
+_REST_SECONDS = 0.2
+
 
 class TaskStore:
     """The tasks of one server; safe to share between threads. Use ``open`` or ``memory``."""
@@ -38,6 +46,9 @@ class TaskStore:
         self._folder = folder
         self._lock_file = lock_file
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # one file at a time; ``_lock`` is not held meanwhile
+        self._unread: set[str] = set()
+        self._closing = threading.Event()
         self._facts: dict[str, TaskFacts] = {}
         self._contents: dict[str, bytes] = {}
 
@@ -48,7 +59,7 @@ class TaskStore:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Take a folder, made if it is not there, and read what is in it.
+        """Take a folder, made if it is not there, and find the files in it.
 
         Raises:
             StartupError: it cannot be used, or another server has it.
@@ -74,7 +85,7 @@ class TaskStore:
             lock_file.truncate(0)
             lock_file.write(f"{os.getpid()}\n")
             lock_file.flush()
-            store._load(folder)
+            store._find(folder)
         except OSError as error:
             raise StartupError(
                 f"cannot use {folder} as a store: {error.strerror or error}; make room in it or allow writing, "
@@ -84,8 +95,16 @@ class TaskStore:
 
     def close(self) -> None:
         """Let other servers have the folder."""
+        self._closing.set()
+        with self._reading:  # the last file of ``start_reading``
+            pass
         if self._lock_file is not None:
             self._lock_file.close()
+
+    def start_reading(self) -> None:
+        """Read what is unread, in a thread that ends with that or with ``close``."""
+        if self._unread:
+            threading.Thread(target=self._read_slowly, name="store", daemon=True).start()
 
     def add(self, facts: TaskFacts, data: bytes) -> None:
         """Keep a task.
@@ -114,10 +133,15 @@ class TaskStore:
 
         Raises:
             TaskNotFoundError: there is none of that id.
+            TaskLostError: its file turns out to be unusable.
+            NewerVersionError: its file is of a later version.
         """
         with self._lock:
             facts = self._facts.get(task_id)
-            count = len(self._facts)
+            unread = task_id in self._unread
+            count = len(self._facts) + len(self._unread)
+        if unread:
+            facts = self._read_first(task_id)
         if facts is None:
             raise TaskNotFoundError(
                 f"no task {task_id[:64]!r} among the {count} of this server; ListTasks names them, Adapt makes one"
@@ -125,14 +149,16 @@ class TaskStore:
         return facts
 
     def list(self) -> list[TaskFacts]:
-        """Describe all tasks, oldest first."""
+        """Describe all tasks, oldest first; those whose files are unusable are left out, as the log says."""
+        while (task_id := self._next_unread()) is not None:
+            self._read_if_usable(task_id)
         with self._lock:
             facts = list(self._facts.values())
         return sorted(facts, key=lambda one: (one.server.created_unix_seconds, one.task_id))
 
     def __contains__(self, task_id: str) -> bool:
         with self._lock:
-            return task_id in self._facts
+            return task_id in self._facts or task_id in self._unread
 
     def read(self, task_id: str) -> bytes:
         """The content of a task's file.
@@ -180,30 +206,74 @@ class TaskStore:
         assert self._folder is not None
         return self._folder / f"{task_id}.pt"
 
-    def _load(self, folder: Path) -> None:
+    def _find(self, folder: Path) -> None:
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") and path.name.endswith(".partial"):
                 _log.warning("removing %s: left by a server that was killed while it wrote", path)
                 path.unlink(missing_ok=True)
             elif _FILE_NAME.fullmatch(path.name):
-                self._load_file(path)
+                self._unread.add(path.stem)
             elif path.name != _LOCK_NAME:
                 _log.info("leaving %s alone: not the file of a task", path)
-        _log.info("store %s holds %d tasks", folder, len(self._facts))
+        _log.info("store %s holds %d files of tasks", folder, len(self._unread))
 
-    def _load_file(self, path: Path) -> None:
+    def _read_slowly(self) -> None:
+        while (task_id := self._next_unread()) is not None and not self._closing.wait(_REST_SECONDS):
+            self._read_if_usable(task_id)
+
+    def _next_unread(self) -> str | None:
+        with self._lock:
+            return min(self._unread, default=None)
+
+    def _read_if_usable(self, task_id: str) -> None:
+        with suppress(TaskLostError, TaskNotFoundError, NewerVersionError):  # the log has it
+            self._read_first(task_id)
+
+    def _read_first(self, task_id: str) -> TaskFacts | None:
+        """Read a file that no one has read yet, and say in the log what is wrong with it.
+
+        Returns:
+            None if it was deleted meanwhile.
+
+        Raises:
+            TaskLostError, NewerVersionError: it is unusable.
+            TaskNotFoundError: it is the file of another task.
+        """
+        path = self._path(task_id)
+        with self._reading:
+            with self._lock:
+                if task_id not in self._unread:  # another thread was first
+                    return self._facts.get(task_id)
+            try:
+                facts = _usable_facts(path)
+            except Exception as error:
+                _log.error("not loading %s: %s", path, error)
+                with self._lock:
+                    self._unread.discard(task_id)
+                raise
+            with self._lock:
+                self._unread.discard(task_id)
+                self._facts[task_id] = facts
+            return facts
+
+
+def _usable_facts(path: Path) -> TaskFacts:
+    """What a file says; one that is damaged is set aside."""
+    try:
+        facts = TaskFacts.from_bytes(path.read_bytes(), name=path.name)
+    except NewerVersionError:
+        raise
+    except OSError as error:
+        raise TaskLostError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except ArtifactError as error:
+        aside = path.with_name(f"{path.name}.corrupt")
         try:
-            facts = TaskFacts.from_bytes(path.read_bytes(), name=path.name)
-        except NewerVersionError as error:
-            _log.error("not loading %s: %s", path, error)
-        except OSError as error:
-            _log.error("not loading %s: %s", path, error.strerror or error)
-        except ArtifactError as error:
-            aside = path.with_name(f"{path.name}.corrupt")
             path.rename(aside)
-            _log.error("not loading %s: %s; it is set aside as %s", path, error, aside.name)
-        else:
-            if facts.task_id == path.stem:
-                self._facts[facts.task_id] = facts
-            else:
-                _log.error("not loading %s: it is a copy of task %s; remove it", path, facts.task_id)
+        except OSError as refused:
+            raise TaskLostError(f"{error}; it cannot be set aside: {refused.strerror or refused}") from error
+        raise TaskLostError(f"{error}; it is set aside as {aside.name}") from error
+    if facts.task_id != path.stem:
+        raise TaskNotFoundError(
+            f"{path.name} is not what its name says: it is a copy of task {facts.task_id}; remove it"
+        )
+    return facts

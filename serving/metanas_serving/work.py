@@ -1,7 +1,7 @@
 """What passes between the server and an adaptation process, over a pipe.
 
     server -> process    Start once, then Order after Order, perhaps with a Stop behind it
-    process -> server    Ready once, then Done or Failed for each Order
+    process -> server    Ready or Failed once, then Done or Failed for each Order
 
 Plain values and arrays. Both ends are ours and the pipe is private, so pickling them is safe.
 """
@@ -20,6 +20,8 @@ class Start:
 
     meta: bytes
     """Content of ``meta.pt``; not its path, for a file may change while the server runs."""
+    meta_name: str
+    """What errors call it."""
     torch_threads: int
 
 
@@ -36,6 +38,8 @@ class Order:
     seed: int
     warnings: tuple[str, ...] = ()
     """What is to be told about the task."""
+    threads: int = 1
+    """Cores that it may use: as many as no other order needs. What is learnt does not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The order was not done."""
+    """The order was not done, or the process cannot start."""
 
     error: Exception
     """Of the core's tree or of ours."""

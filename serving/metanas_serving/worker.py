@@ -54,6 +54,7 @@ class Worker:
 
         Raises:
             WorkerError: it died or was not ready in time.
+            MetaNASError: it cannot use the meta-model.
             AdaptationCancelledError: ``should_stop`` said so.
         """
         if self._process is not None and self._process.poll() is None:
@@ -72,6 +73,9 @@ class Worker:
         except OSError as error:
             raise self._died("while it started") from error
         answer = self._answer("while it started", should_stop=should_stop, stop_seconds=0, limit_seconds=_START_SECONDS)
+        if isinstance(answer, Failed):
+            self.close()
+            raise answer.error
         if not isinstance(answer, Ready):
             raise WorkerError(f"the adaptation process answered {type(answer).__name__} before it was ready")
         return answer.warm_up

@@ -14,12 +14,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import cast
 
 import numpy as np
 import torch
 
+from metanas import native
 from metanas.artifact import meta_from_bytes, task_to_bytes
 from metanas.errors import MetaNASError
 from metanas.learner import adapt
@@ -46,9 +48,14 @@ def main(descriptor: int) -> int:
     try:
         start = cast(Start, pipe.recv())
         torch.set_num_threads(start.torch_threads)
-        meta = meta_from_bytes(start.meta, name="the meta-model")
-        pipe.send(Ready(_warm_up(meta)))
-        os.nice(_NICENESS)  # not before: the server waits for the warm-up
+        try:
+            meta = meta_from_bytes(start.meta, name=start.meta_name)
+            warm_up = _warm_up(meta)
+        except MetaNASError as error:
+            pipe.send(Failed(error))
+            return 1
+        pipe.send(Ready(warm_up))
+        os.nice(_NICENESS)  # not before: the server, or a job, waits for the warm-up
         while True:
             message = pipe.recv()
             if isinstance(message, Order):  # a Stop here came too late: its order is done
@@ -82,6 +89,7 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
     support = SupportSet(
         torch.from_numpy(order.images), torch.tensor(order.labels, dtype=torch.int64), order.class_names
     )
+    native.set_threads(order.threads)
     begin = time.perf_counter()
     # The server sends one order at a time, so what comes meanwhile is a Stop, or the pipe's end.
     task = adapt(meta, support, seed=order.seed, should_stop=lambda: pipe.poll() and bool(pipe.recv()))
@@ -89,9 +97,15 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
         task_id=order.task_id,
         created_unix_seconds=time.time(),
         adapt_seconds=time.perf_counter() - begin,
-        warnings=order.warnings,
+        warnings=(*order.warnings, *_slower()),
     )
     return _done(task, facts)
+
+
+def _slower() -> Iterator[str]:
+    state = native.state()
+    if not state.used:
+        yield f"learnt slower than it could be, without the compiled engine: {state.reason}"
 
 
 def _done(task: TaskModel, facts: ServerFacts) -> Done:

@@ -168,6 +168,7 @@ def server(tiny_meta: Path) -> Iterator[Server]:
         max_classify_images=150,
         max_message_mb=8,
         max_loaded_tasks=2,
+        adapt_workers=1,
     )
     with running(config) as server:
         yield server

@@ -9,9 +9,10 @@ import torch
 
 from metanas.artifact import load_meta
 from metanas.learner import adapt
+from metanas.preprocessing import Preprocessing, scale
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
-from metanas_serving.engine import Engine, choose_providers
+from metanas_serving.engine import Engine, choose_providers, network_input
 from metanas_serving.errors import StartupError
 
 
@@ -67,6 +68,15 @@ def test_a_batch_and_each_of_its_images_alone_answer_the_same(task):
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)
     alone = np.concatenate([answerer.probabilities(image[None]) for image in images])
     np.testing.assert_allclose(answerer.probabilities(images), alone, atol=1e-6)
+
+
+def test_pixels_are_scaled_as_in_training_to_the_bit():
+    colour = Preprocessing(channels=3, mean=(0.47, 0.45, 0.4), deviation=(0.28, 0.27, 0.29))
+    for preprocessing in (Preprocessing(), colour):
+        size = (4, preprocessing.channels, 28, 28)
+        images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+        expected = scale(torch.from_numpy(images), preprocessing).numpy()
+        assert network_input(images, preprocessing).tobytes() == expected.tobytes()
 
 
 def test_cuda_is_used_where_it_is_and_refused_where_it_is_asked_for_and_missing():

@@ -18,7 +18,7 @@ STOPS_WITHIN_SECONDS = 5
 
 @pytest.fixture(scope="module")
 def slow_server(slow_meta, make_server):
-    return make_server(ServerConfig(meta_path=slow_meta, port=0, max_queue=2, request_threads=7))
+    return make_server(ServerConfig(meta_path=slow_meta, port=0, max_queue=2, request_threads=7, adapt_workers=1))
 
 
 def until(condition, seconds=30):
@@ -113,8 +113,68 @@ def test_a_process_that_died_idle_is_replaced_for_the_next_request(slow_server, 
     until(lambda: idle(slow_server))
 
 
+@pytest.fixture(scope="module")
+def two_workers(slow_meta, make_server):
+    server = make_server(ServerConfig(meta_path=slow_meta, port=0, max_queue=2, adapt_workers=2))
+    until(lambda: len(server.application.adaptations.process_ids) == 2)
+    return server
+
+
+def test_two_adaptations_run_at_once_and_share_the_cores(two_workers, support):
+    cores = os.cpu_count() or 1
+    first = two_workers.begin_adapt(support)
+    until(lambda: running(two_workers) == 1)
+    [alone] = two_workers.application.adaptations.running
+    assert alone.threads == cores
+    others = [two_workers.begin_adapt(support) for _ in range(2)]
+    until(lambda: running(two_workers) == 2 and waiting(two_workers) == 1)
+    assert sorted(order.threads for order in two_workers.application.adaptations.running) == sorted(
+        [cores, max(1, cores // 2)]
+    )
+    for call in (first, *others):
+        call.cancel()
+    until(lambda: idle(two_workers))
+
+
+def test_of_two_processes_the_one_that_is_killed_takes_its_own_request_only(two_workers, support):
+    calls = [two_workers.begin_adapt(support) for _ in range(2)]
+    until(lambda: running(two_workers) == 2)
+    old = two_workers.application.adaptations.process_ids
+    os.kill(old[0], signal.SIGKILL)
+    until(lambda: any(call.done() for call in calls))
+    [failed] = [call for call in calls if call.done()]
+    assert failed.code() is grpc.StatusCode.INTERNAL
+    assert "signal 9 (SIGKILL)" in failed.details()
+    new = two_workers.begin_adapt(support)
+    until(lambda: running(two_workers) == 2)
+    processes = two_workers.application.adaptations.process_ids
+    assert len(processes) == 2
+    assert old[1] in processes
+    assert old[0] not in processes
+    [lives] = [call for call in calls if call is not failed]
+    time.sleep(0.2)
+    assert not lives.done()
+    for call in (lives, new):
+        call.cancel()
+    until(lambda: idle(two_workers))
+
+
+def test_two_at_once_learn_the_same_as_one_alone(tiny_meta, start_server, support, queries):
+    server = start_server(ServerConfig(meta_path=tiny_meta, port=0, adapt_workers=2))
+    until(lambda: len(server.application.adaptations.process_ids) == 2)
+    alone = server.adapt(support, seed=3)
+    request = server.request(support, seed=3)
+    calls = [server.stub.Adapt.future(request, timeout=120) for _ in range(4)]
+    together = [call.result().task for call in calls]
+    assert len({task.task_id for task in [alone, *together]}) == 5
+    answers = server.classify(alone.task_id, queries)
+    for task in together:
+        assert task.genotype == alone.genotype
+        assert server.classify(task.task_id, queries) == answers
+
+
 def test_draining_takes_no_new_calls_and_cancels_what_does_not_finish(slow_meta, start_server, support, refuses):
-    server = start_server(ServerConfig(meta_path=slow_meta, port=0))
+    server = start_server(ServerConfig(meta_path=slow_meta, port=0, adapt_workers=1))
     runs, waits = server.begin_adapt(support), server.begin_adapt(support)
     until(lambda: running(server) == 1 and waiting(server) == 1)
     stopping = threading.Thread(target=server.application.stop, args=(1.5,))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -74,6 +75,45 @@ def test_what_is_damaged_is_set_aside_and_what_is_half_written_is_removed(tmp_pa
     assert (tmp_path / "notes.txt").exists()
     assert f"it is a copy of task {1:032x}" in caplog.text
     assert "truncated or damaged" in caplog.text
+    store.close()
+
+
+def test_a_damaged_file_is_reported_to_whoever_asks_for_it_first(tmp_path, content, caplog):
+    path = tmp_path / f"{1:032x}.pt"
+    path.write_bytes(content(1)[:1000])
+    store = TaskStore.open(tmp_path)
+    assert path.stem in store
+    with pytest.raises(TaskLostError, match=r"truncated or damaged; .*; it is set aside as 0+1\.pt\.corrupt"):
+        store.read(path.stem)
+    assert f"not loading {path}" in caplog.text
+    assert path.with_name(f"{path.name}.corrupt").exists()
+    with pytest.raises(TaskNotFoundError, match="among the 0 of this server"):
+        store.get(path.stem)
+    store.close()
+
+
+def test_what_no_one_asks_for_is_read_all_the_same(tmp_path, content, caplog):
+    for number in (1, 3):
+        (tmp_path / f"{number:032x}.pt").write_bytes(content(number))
+    (tmp_path / f"{2:032x}.pt").write_bytes(b"")
+    store = TaskStore.open(tmp_path)
+    store.start_reading()
+    end = time.monotonic() + 30
+    while f"{3:032x}" in store._unread:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert (tmp_path / f"{2:032x}.pt.corrupt").exists()
+    assert "is empty" in caplog.text
+    assert len(store.list()) == 2
+    store.close()
+
+
+def test_opening_reads_no_file_of_a_task(tmp_path, content, monkeypatch):
+    (tmp_path / f"{1:032x}.pt").write_bytes(content(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskFacts, "from_bytes", None)
+        store = TaskStore.open(tmp_path)
+    assert store.get(f"{1:032x}") == facts_of(content(1))
     store.close()
 
 
