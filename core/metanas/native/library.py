@@ -6,7 +6,7 @@
 
 The library lies in the user's cache folder under a name that says what it was built from, so another source,
 compiler or processor builds another one. Where there is no C compiler, networks run on PyTorch's own
-operations: the same sums, several times slower. That is said once, in the log, and ``state`` says it to whoever asks.
+operations: the same sums, slower. That is said once, in the log, and ``state`` says it to whoever asks.
 
 ``METANAS_NATIVE=0`` switches the engine off, ``METANAS_CACHE`` moves the folder, ``CC`` names the compiler.
 """

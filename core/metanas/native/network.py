@@ -1,7 +1,7 @@
 """A network of cells on the compiled engine: one autograd node from images and weights to features.
 
     Engine      a network's description in the form that the engine reads
-    features    what ``Network.forward`` returns in training mode, several times as fast
+    features    what ``Network.forward`` returns in training mode, in less time
 
 ``Network.forward`` is the definition; ``can_run`` says where this may take its place: training mode, float32, on a
 CPU, ordinary autograd. Not here: frozen statistics, DropPath, derivatives of derivatives, vmap. Those
