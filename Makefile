@@ -34,7 +34,7 @@ demo: $(READY)
 test: $(READY)
 	@echo "==> running all tests: first what can share the machine, then servers and clients"
 	@$(BIN)/pytest --numprocesses auto tests/core tests/training tests/export tests/protos
-	@$(BIN)/pytest tests/serving tests/clients tests/examples
+	@$(BIN)/pytest tests/serving tests/clients tests/examples tests/benchmarks
 
 test-all: $(READY)
 	@$(BIN)/pytest -m "slow or not slow"

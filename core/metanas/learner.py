@@ -3,7 +3,6 @@
     adapt            meta-model, support set  ->  task model
     gradient_step    one forward and one backward pass that move weights and architecture together
     start_head       the prototypes that a task's head starts from
-    Batches          support images in the order that a seed gives
 
 Adaptation has three parts. 1. Weights and architecture learn together while the temperature
 falls (equations 3, 5, 7). 2. What weighs less than the threshold is removed: a new, small
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metanas.backbone import Backbone
+from metanas.batches import Batches
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import Head, balanced_cross_entropy, prototype_head
 from metanas.model import AdaptationReport, MetaModel, TaskModel, total_parameters
@@ -87,28 +87,6 @@ class Snapshot:
     """The support set, scaled, in canonical order."""
     order: tuple[int, ...]
     """Canonical class ``i`` is class ``order[i]`` of the caller."""
-
-
-class Batches:
-    """An endless stream of batches over ``count`` images; all of them where they fit in one batch.
-
-    Each pass over the images is a new permutation; a batch may span two passes.
-    """
-
-    def __init__(self, count: int, *, batch_size: int, generator: torch.Generator) -> None:
-        self._count = count
-        self._size = min(batch_size, count)
-        self._generator = generator
-        self._left = torch.empty(0, dtype=torch.int64)
-
-    def next(self) -> Tensor:
-        """Indices of the next batch, int64 ``(min(batch_size, count),)``."""
-        if self._size == self._count:
-            return torch.arange(self._count)
-        while len(self._left) < self._size:
-            self._left = torch.cat((self._left, torch.randperm(self._count, generator=self._generator)))
-        batch, self._left = self._left[: self._size], self._left[self._size :]
-        return batch
 
 
 def operation_weights(

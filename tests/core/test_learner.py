@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from metanas.batches import Batches
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import balanced_cross_entropy
 from metanas.learner import (
     AdaptationTrace,
-    Batches,
     StepReport,
     adapt,
     gradient_step,

@@ -33,6 +33,7 @@ from metanas_training.datasets import ImageClasses, data_root, default_preproces
 from metanas_training.evaluate import Evaluation, TaskScore, evaluate
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
+from metanas_training.progress import progress_bar
 from metanas_training.report import summary
 from metanas_training.run_folder import RunFolder, claim
 from metanas_training.state import State, checkpoint_config, load_checkpoint, new_state, to_meta_model
@@ -185,11 +186,11 @@ def _meta_model(
 
 
 def _evaluate(meta: MetaModel, classes: ImageClasses, config: TrainingConfig) -> Evaluation:
-    with tqdm(total=config.eval_tasks, desc="held-out", unit="task") as bar:
+    with progress_bar(total=config.eval_tasks, description="held-out", unit="task") as bar:
 
         def show(score: TaskScore) -> None:
             bar.update()
-            bar.set_postfix_str(f"inductive {100 * score.inductive:.1f} %")
+            bar.set_postfix_str(f"inductive {100 * score.inductive:.1f} %", refresh=False)
 
         return evaluate(
             meta,
@@ -225,13 +226,14 @@ class _Display:
             return
         self._folder.write(outcome)
         if self._bar is None:
-            self._bar = tqdm(total=outcome.steps, initial=outcome.step - 1, unit="step", dynamic_ncols=True)
+            self._bar = progress_bar(total=outcome.steps, initial=outcome.step - 1, unit="step")
         self._tasks += outcome.tasks
         self._seconds += outcome.seconds
-        self._bar.set_description(outcome.phase)
+        self._bar.set_description(outcome.phase, refresh=False)
         self._bar.set_postfix_str(
             f"loss {outcome.loss:.3f}, accuracy {100 * outcome.accuracy:.1f} %, "
-            f"{self._tasks / self._seconds:.2f} tasks/s"
+            f"{self._tasks / self._seconds:.2f} tasks/s",
+            refresh=False,
         )
         self._bar.update(outcome.step - self._bar.n)
         if outcome.validation is not None:

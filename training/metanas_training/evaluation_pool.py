@@ -15,7 +15,6 @@ from multiprocessing import active_children, get_context
 from typing import Self, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from metanas.allocator import keep_freed_memory
 from metanas.model import MetaModel
@@ -23,6 +22,7 @@ from metanas_training.episodes import Episode
 from metanas_training.errors import EvaluationError
 from metanas_training.evaluate import TaskScore, evaluate_task
 from metanas_training.journal import Journal
+from metanas_training.progress import progress_bar
 from metanas_training.trajectory import Trajectory, follow
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class EvaluationPool:
     ) -> list[TaskScore]:
         """Learn and answer all episodes with one meta-model, but for those that the journal has."""
         scores: list[TaskScore] = []
-        with tqdm(total=tasks, desc=label, unit="task", dynamic_ncols=True) as bar:
+        with progress_bar(total=tasks, description=label, unit="task") as bar:
             work = (
                 (task, None if task in journal.scores else self._pool.submit(_score, index, episode, self._seed))
                 for task, episode in enumerate(episodes)
@@ -80,7 +80,7 @@ class EvaluationPool:
                 scores.append(journal.scores[task])
                 bar.update()
                 mean = sum(one.inductive for one in scores) / len(scores)
-                bar.set_postfix_str(f"inductive {100 * mean:.2f} %")
+                bar.set_postfix_str(f"inductive {100 * mean:.2f} %", refresh=False)
         return scores
 
     def follow(
@@ -90,7 +90,7 @@ class EvaluationPool:
         if tasks == 0:
             return []
         trajectories = []
-        with tqdm(total=tasks, desc=f"{label}, step by step", unit="task", dynamic_ncols=True) as bar:
+        with progress_bar(total=tasks, description=f"{label}, step by step", unit="task") as bar:
             work = (
                 (task, self._pool.submit(_follow, index, episode, self._seed, every))
                 for task, episode in enumerate(episodes)

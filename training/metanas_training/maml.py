@@ -30,9 +30,10 @@ from torch.nn import functional
 from torch.optim import Adam
 
 from metanas.backbone import Backbone
+from metanas.batches import Batches
 from metanas.errors import InvalidConfigError, NothingMovedError
 from metanas.head import Head, balanced_cross_entropy, prototypes
-from metanas.learner import Batches, operation_weights, step_temperature
+from metanas.learner import operation_weights, step_temperature
 from metanas.optimizer import ARCHITECTURE as ARCHITECTURE_OF_TASK
 from metanas.optimizer import HEAD as HEAD_OF_TASK
 from metanas.optimizer import NETWORK as NETWORK_OF_TASK

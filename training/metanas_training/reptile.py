@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metanas.batches import Batches
 from metanas.errors import InvalidConfigError
-from metanas.learner import Batches, gradient_step, operation_weights, start_head, step_temperature
+from metanas.learner import gradient_step, operation_weights, start_head, step_temperature
 from metanas.network import Network
 from metanas.optimizer import Parameters, build_optimizer, collect_moments
 from metanas.preprocessing import Preprocessing, scale

@@ -36,9 +36,10 @@ from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
 from metanas.backbone import Backbone
+from metanas.batches import Batches
 from metanas.errors import InvalidConfigError
 from metanas.head import Head, balanced_cross_entropy, prototypes
-from metanas.learner import Batches, operation_weights, step_temperature
+from metanas.learner import operation_weights, step_temperature
 from metanas.optimizer import HEAD, STEP, Parameters, build_optimizer
 from metanas.schedule import Schedule
 from metanas_training.config import Precision

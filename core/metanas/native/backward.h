@@ -172,7 +172,7 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
         if (s < 2 && !cell->read[s]) continue;
         Source *source = &cell->source[s];
         int H = source->H, W = source->W, stride = cell->spec->reduces && s < 2 ? 2 : 1;
-        int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
+        int h = pooled_size(H, stride), w = pooled_size(W, stride);
         long pixels = (long)H * W;
         float *x = image_of(source->x, image, H, W, CP), *g = image_of(source->g, image, H, W, CP);
         float *r = source->r + image * padded_floats(net, H, W);

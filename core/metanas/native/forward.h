@@ -58,7 +58,7 @@ static void run_source(Pass *pass, int s, int image, int slot, float *scratch) {
     int stride = cell->spec->reduces && s < 2 ? 2 : 1;
     for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++) {
         if (!source->pooled[kind]) continue;
-        int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
+        int h = pooled_size(H, stride), w = pooled_size(W, stride);
         float *y = image_of(source->pool[kind], image, h, w, CP);
         if (kind == MAX_POOL)
             max_pool(y, image_of(source->place, image, h, w, CP), x, H, W, stride, CP);
@@ -241,7 +241,7 @@ static void finish_sources(Pass *pass, int from, int to) {
     for (int s = from; s <= to; s++) {
         Source *source = &cell->source[s];
         for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++) {
-            int stride = cell->spec->reduces && s < 2 ? 2 : 1, h = (source->H + stride - 1) / stride;
+            int stride = cell->spec->reduces && s < 2 ? 2 : 1, h = pooled_size(source->H, stride);
             if (source->pooled[kind]) set_norm(pass, &source->pools[kind], of_pool(pass, s, kind), (long)h * h);
         }
         if (source->skipped && s >= 2)

@@ -1,4 +1,4 @@
-/* Inner loops: convolutions as products of small matrices, depthwise kernels, pooling.
+/* Inner loops: convolutions as products of small matrices, depthwise kernels, sums.
  *
  * Images lie pixel by pixel, each pixel `stride` floats after the last, its channels padded with zeros to CP,
  * a multiple of 2 * VL. A convolution is a sum over taps: each tap is the input image, shifted, times one
@@ -218,78 +218,6 @@ static void depthwise_scatter_row(int kernel, const float *dout, long out_pix, i
                 const float *k = w + (y * kernel + x) * CP;
                 for (int c = 0; c < CP; c += VL) store(to + c, load(to + c) + load(dout + p * out_pix + c) * load(k + c));
             }
-}
-
-/* ---- 3x3 pooling with padding 1, which never counts --------------------------------------------------------- */
-
-static int clip(int from, int limit) { return from < 0 ? 0 : from > limit ? limit : from; }
-
-/* `place` is which pixel of the window was the largest, the first of equals, as a float. */
-static void max_pool(float *out, float *place, const float *in, int H, int W, int stride, int CP) {
-    int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++)
-            for (int c = 0; c < CP; c += VL) {
-                vec best = splat(-__builtin_inff()), at = {0};
-                for (int v = clip(y * stride - 1, H); v < clip(y * stride + 2, H); v++)
-                    for (int u = clip(x * stride - 1, W); u < clip(x * stride + 2, W); u++) {
-                        vec value = load(in + ((long)v * W + u) * CP + c);
-                        ivec more = value > best;
-                        best = choose(more, value, best);
-                        at = choose(more, splat((float)(v * W + u)), at);
-                    }
-                long to = ((long)y * w + x) * CP + c;
-                store(out + to, best);
-                store(place + to, at);
-            }
-}
-
-static void max_pool_transposed(float *din, const float *dout, const float *place, int H, int W, int stride, int CP) {
-    int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++)
-            for (int v = clip(y * stride - 1, H); v < clip(y * stride + 2, H); v++)
-                for (int u = clip(x * stride - 1, W); u < clip(x * stride + 2, W); u++)
-                    for (int c = 0; c < CP; c += VL) {
-                        long from = ((long)y * w + x) * CP + c;
-                        float *to = din + ((long)v * W + u) * CP + c;
-                        ivec here = load(place + from) == splat((float)(v * W + u));
-                        store(to, load(to) + choose(here, load(dout + from), (vec){0}));
-                    }
-}
-
-static void mean_pool(float *out, const float *in, int H, int W, int stride, int CP) {
-    int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++) {
-            int top = clip(y * stride - 1, H), bottom = clip(y * stride + 2, H);
-            int left = clip(x * stride - 1, W), right = clip(x * stride + 2, W);
-            vec share = splat(1.0f / ((bottom - top) * (right - left)));
-            for (int c = 0; c < CP; c += VL) {
-                vec sum = {0};
-                for (int v = top; v < bottom; v++)
-                    for (int u = left; u < right; u++) sum += load(in + ((long)v * W + u) * CP + c);
-                store(out + ((long)y * w + x) * CP + c, sum * share);
-            }
-        }
-}
-
-static void mean_pool_transposed(float *din, const float *dout, int H, int W, int stride, int CP) {
-    int h = (H + stride - 1) / stride, w = (W + stride - 1) / stride;
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++) {
-            int top = clip(y * stride - 1, H), bottom = clip(y * stride + 2, H);
-            int left = clip(x * stride - 1, W), right = clip(x * stride + 2, W);
-            vec share = splat(1.0f / ((bottom - top) * (right - left)));
-            for (int c = 0; c < CP; c += VL) {
-                vec d = load(dout + ((long)y * w + x) * CP + c) * share;
-                for (int v = top; v < bottom; v++)
-                    for (int u = left; u < right; u++) {
-                        float *to = din + ((long)v * W + u) * CP + c;
-                        store(to, load(to) + d);
-                    }
-            }
-        }
 }
 
 /* ---- pixel by pixel ------------------------------------------------------------------------------------------ */

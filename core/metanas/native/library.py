@@ -27,7 +27,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("engine.c", "forward.h", "backward.h", "kernels.h", "team.h")
+SOURCES = ("engine.c", "description.h", "forward.h", "backward.h", "kernels.h", "pooling.h", "team.h")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300
@@ -36,7 +36,7 @@ MAX_THREADS = 4
 
 _folder = Path(__file__).parent
 _lock = threading.Lock()
-_threads = max(1, min(int(os.environ.get("METANAS_THREADS", "1") or 1), MAX_THREADS))
+_threads = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MAX_POOL, MEAN_POOL, SKIP, FACTORIZED, SEPARABLE, HALVING = range(6)
 MAX_INPUT_GROUPS = 16
-"""How many tensors of C channels a cell's input may be made of: MAX_GROUPS of engine.c."""
+"""How many tensors of C channels a cell's input may be made of: half of MAX_TAPS of kernels.h."""
 
 # One parameter as the engine reads it: its values, its gradient, four strides.
 _PARAMETER = np.dtype([("data", np.uintp), ("grad", np.uintp), ("strides", np.int64, (4,))])
@@ -191,6 +191,7 @@ def can_run(network: "Network", images: Tensor, weights: Mapping[str, Tensor]) -
         and len(images) > 0
         and fits(network.space)
         and _functorch.maybe_get_level(weight) == -1
+        and all(value.dtype == torch.float32 and value.device.type == "cpu" for value in weights.values())
         and all(_functorch.maybe_get_level(value) == -1 for value in weights.values())
         and _functorch.maybe_get_level(images) == -1
         and library() is not None
@@ -203,15 +204,19 @@ def features(
     """Images to features in training mode: ``Network.forward``.
 
     Raises:
-        RuntimeError: on a second backward pass through one forward pass.
+        RuntimeError: a node of which no operation is run; a second backward pass through one forward pass.
+        ValueError: weights that are not one for each row of the plan.
     """
     engine = network.engine
     if engine is None or engine.parameters[0] is not network.stem.weight:
         loaded = library()
         assert loaded is not None
         engine = network.engine = Engine(network, loaded)
-    rows = [np.array(run[cell_type], dtype=np.uint8) for cell_type in CELL_TYPES]
     used = engine.used(run)
+    for cell_type, plan in engine.plans.items():
+        if weights[cell_type].shape != (len(plan),):
+            raise ValueError(f"weights of {cell_type} must be ({len(plan)},), got {tuple(weights[cell_type].shape)}")
+    rows = [np.array(run[cell_type], dtype=np.uint8) for cell_type in CELL_TYPES]
     return cast(
         Tensor,
         _Features.apply(  # type: ignore[no-untyped-call]
