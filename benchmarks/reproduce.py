@@ -2,7 +2,8 @@
 
 Every row gets the same minutes on one core and the same pipeline: the configuration of the paper's
 row, but planned for those minutes, with the prototype loss in place of thousands of meta-epochs of
-warm-up. Prints one table over all rows; a row whose results are there is not run again.
+warm-up. Prints one table over all rows; a row whose results are there is not run again, one that was
+broken off goes on.
 
     python benchmarks/reproduce.py --minutes 5 --output runs/reproduce
 
@@ -84,7 +85,9 @@ def main() -> int:
 def run(row: Row, *, minutes: float, output: Path) -> Path:
     """Train and judge one row; its run folder."""
     folder = output / row.config
-    if not (folder / "meta.pt").exists():
+    if (folder / "checkpoint.pt").exists() and not (folder / "meta.pt").exists():
+        check("training/meta_train.py", "--resume", folder)
+    elif not (folder / "meta.pt").exists():
         check(
             "training/meta_train.py", "--config", ROOT / "configs" / f"{row.config}.toml", "--minutes", minutes,
             *([] if row.config == "omniglot_imprinting" else ["--warm-up", "prototype"]),

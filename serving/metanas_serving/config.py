@@ -32,7 +32,7 @@ class ServerConfig:
     device: Device = "auto"
     """Where Classify computes. Adaptation runs on the CPU."""
     adapt_workers: int = field(default_factory=lambda: min(2, os.cpu_count() or 1))
-    """Adaptation processes, so adaptations at a time; each holds some 300 MB."""
+    """Adaptation processes, so adaptations at a time; each holds some 400 MB."""
     max_queue: int = 8
     """Adaptations that may wait for a worker."""
     torch_threads: int = 1
