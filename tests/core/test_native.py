@@ -131,6 +131,20 @@ def test_a_node_without_any_operation_is_an_error() -> None:
         network(torch.rand(2, 1, 8, 8), weights, skip_below=1e-4)
 
 
+def test_weights_that_are_not_one_for_each_row_are_refused() -> None:
+    network = Network(SearchSpace(channels=4, image_size=8))
+    weights = {name: value[:-1] for name, value in equal_weights(network).items()}
+    run = {name: [True] * 63 for name in CELL_TYPES}
+    with pytest.raises(ValueError, match=r"weights of normal must be \(63,\), got \(62,\)"):
+        network(torch.rand(2, 1, 8, 8), weights, run=run)
+
+
+def test_weights_of_double_precision_are_left_to_pytorch() -> None:
+    network = Network(SearchSpace(channels=4, image_size=8))
+    weights = {name: value.double() for name, value in equal_weights(network).items()}
+    assert not engine.can_run(network, torch.rand(2, 1, 8, 8), weights)
+
+
 def test_other_spaces_of_cells_nodes_and_inputs() -> None:
     space = SearchSpace(
         channels=4, image_size=11, cells=5, nodes=4, reduction_cells=(0, 1, 4), inputs_per_node=3, stem_multiplier=2
