@@ -37,6 +37,7 @@ from metanas.schedule import Schedule
 from metanas.space import Genotype, space_from_dict, space_to_dict
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
+from metanas.trust import Trust
 
 META_KIND = "metanas-edge/meta-model"
 TASK_KIND = "metanas-edge/task-model"
@@ -81,6 +82,7 @@ def meta_to_bytes(meta: MetaModel) -> bytes:
         "space": space_to_dict(meta.space),
         "genotype": None if meta.genotype is None else meta.genotype.to_dict(),
         "head_scale": meta.head_scale,
+        "known_similarity": meta.known_similarity,
         "preprocessing": meta.preprocessing.to_dict(),
         "schedule": meta.schedule.to_dict(),
         "provenance": dict(meta.provenance),
@@ -104,6 +106,7 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
             weights=_under(tensors, "weights/"),
             architecture=_under(tensors, "architecture/"),
             head_scale=metadata["head_scale"],
+            known_similarity=metadata.get("known_similarity"),
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             schedule=Schedule.from_dict(metadata["schedule"]),
             moments=_under(tensors, "moments/"),
@@ -122,6 +125,7 @@ def task_to_bytes(task: TaskModel) -> bytes:
         "class_names": list(task.class_names),
         "preprocessing": task.preprocessing.to_dict(),
         "report": asdict(task.report),
+        "trust": task.trust.to_dict(),
         "provenance": dict(task.provenance),
     }
     tensors = {
@@ -148,6 +152,7 @@ def task_from_bytes(data: bytes, *, name: str = "the file") -> TaskModel:
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             support=SupportSet(tensors["support/images"], tensors["support/labels"], class_names),
             report=AdaptationReport(**metadata["report"]),
+            trust=Trust(**metadata.get("trust", {})),
             provenance=metadata["provenance"],
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metanas.augmentation import distort
 from metanas.backbone import Backbone
 from metanas.batches import Batches
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
@@ -36,9 +37,10 @@ from metanas.schedule import Schedule
 from metanas.space import Genotype, SearchSpace
 from metanas.task_network import TaskNetwork, extract
 from metanas.tasks import SupportSet
+from metanas.trust import measure
 
-NOISE = 0x9E3779B9
-"""Keeps the draws of Gumbel noise apart from those of the batches, which start from the same seed."""
+NOISE, DISTORTIONS = 0x9E3779B9, 0x517CC1B7
+"""Keep the draws of Gumbel noise and of distortions apart from those of the batches, which start from the same seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ class _Run:
             len(self.labels), batch_size=schedule.batch_size, generator=torch.Generator().manual_seed(seed)
         )
         self.noise = torch.Generator().manual_seed(seed ^ NOISE)
+        self.distortions = torch.Generator().manual_seed(seed ^ DISTORTIONS)
         self.network = meta.build_network()
         self.architecture: Architecture = {
             name: value.clone().requires_grad_() for name, value in meta.architecture.items()
@@ -277,7 +280,7 @@ class _Run:
                 self.head,
                 optimizer,
                 weights=weights,
-                images=self.images[rows],
+                images=self._drawn_again(rows),
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=schedule.skip_below,
@@ -300,7 +303,7 @@ class _Run:
                 task_network.head,
                 optimizer,
                 weights=None,
-                images=self.images[rows],
+                images=self._drawn_again(rows),
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=0.0,
@@ -312,7 +315,9 @@ class _Run:
         """Freeze batch norm, put the classes back in the caller's order, report."""
         task_network.freeze_statistics(self.images)
         with torch.no_grad():
-            correct = (task_network(self.images).argmax(dim=1) == self.labels).float().mean().item()
+            features = task_network.features(self.images)
+            correct = (task_network.head(features).argmax(dim=1) == self.labels).float().mean().item()
+            trust = measure(features, self.labels, task_network.head, known_similarity=self.meta.known_similarity)
             rows = [self.order.index(label) for label in range(self.support.n_way)]
             for parameter in task_network.head.parameters():
                 parameter.copy_(parameter[rows].clone())
@@ -330,6 +335,7 @@ class _Run:
                 parameter_count=count_parameters(task_network),
                 one_shot_parameter_count=total_parameters(self.network, self.support.n_way),
             ),
+            trust=trust,
             provenance={"meta_model": dict(self.meta.provenance), "schedule": self.schedule.to_dict()},
         )
 
@@ -347,6 +353,9 @@ class _Run:
             strategy=self.schedule.strategy,
             relaxation=self.schedule.relaxation,
         )
+
+    def _drawn_again(self, rows: Tensor) -> Tensor:
+        return distort(self.images[rows], strength=self.schedule.augmentation, generator=self.distortions)
 
     def _check(self) -> None:
         if self.should_stop is not None and self.should_stop():

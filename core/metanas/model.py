@@ -23,6 +23,7 @@ from metanas.schedule import Schedule
 from metanas.space import NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
+from metanas.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class MetaModel:
     step_rates: Mapping[str, Tensor] = field(default_factory=dict)
     """Learned learning rates of plain gradient steps, ``(steps,)`` for each of
     ``optimizer.parameter_names``; empty: the schedule's rates."""
+    known_similarity: float | None = None
+    """Of images to their class's prototype after one shot, what all but a few exceed; None: unknown."""
     genotype: Genotype | None = None
     """The fixed architecture; None: each task chooses its own from the search space."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -68,6 +71,9 @@ class MetaModel:
             _check_shapes("step_rates", self.step_rates, dict.fromkeys(names, (steps,)))
         if not (isinstance(self.head_scale, float) and 0 < self.head_scale < float("inf")):
             raise InvalidConfigError(f"head_scale must be a number above 0, got {self.head_scale!r}")
+        known = self.known_similarity
+        if known is not None and not (isinstance(known, float) and -1 <= known <= 1):
+            raise InvalidConfigError(f"known_similarity must be a cosine in -1..1 or None, got {known!r}")
         size = (self.preprocessing.channels, self.preprocessing.height, self.preprocessing.width)
         if size != (self.space.in_channels, self.space.image_size, self.space.image_size):
             raise InvalidConfigError(
@@ -148,6 +154,7 @@ class TaskModel:
     preprocessing: Preprocessing
     support: SupportSet
     report: AdaptationReport
+    trust: Trust = field(default_factory=Trust)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Plain values: the meta-model's provenance, and whatever the application adds."""
 
@@ -176,7 +183,7 @@ class TaskModel:
             images: uint8 ``(batch, channels, height, width)``, as ``preprocessing.prepare`` makes them.
 
         Returns:
-            float32 ``(batch, classes)``; softmax gives probabilities.
+            float32 ``(batch, classes)``; softmax of logits over ``trust.temperature`` gives probabilities.
         """
         scores: Tensor = self.network(scale(images, self.preprocessing))
         return scores

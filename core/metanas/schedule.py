@@ -41,6 +41,8 @@ class Schedule:
     """Operations and inputs of a smaller weight are pruned."""
     strategy: Strategy = "operations_and_inputs"
     relaxation: Relaxation = "softmax"
+    augmentation: float = 0.0
+    """How much support images are distorted, anew at every step (``augmentation.distort``); 0 in the paper."""
     skip_below: float = 1e-4
     """Operations of a smaller weight in their node's sum are not run during the architecture
     steps. Their weight can only rise again by ``architecture_learning_rate`` a step in their
@@ -61,6 +63,8 @@ class Schedule:
             raise InvalidConfigError(
                 f"skip_below must be at least 0 and under the threshold {self.threshold}, got {self.skip_below}"
             )
+        if not 0 <= self.augmentation <= 10:
+            raise InvalidConfigError(f"augmentation must be 0..10, got {self.augmentation}")
         if self.optimizer not in INNER_OPTIMIZERS:
             raise InvalidConfigError(f"unknown optimizer {self.optimizer!r}; known are {', '.join(INNER_OPTIMIZERS)}")
         if self.strategy not in STRATEGIES:

@@ -13,6 +13,7 @@ import logging
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def _train(
     splits = {}
     for split in ("train", "val", "test"):
         splits[split] = load_classes(config.data, split, preprocessing=preprocessing, root=root or data_root())
+        if split == "train":
+            splits[split] = replace(splits[split], mirrored=config.mirrored_classes)
         logger.info("%s: %d classes", splits[split].name, len(splits[split]))
     if state is None:
         state = new_state(

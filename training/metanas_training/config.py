@@ -146,6 +146,12 @@ class TrainingConfig:
     warm_up: WarmUp = "prototype"
     pair_classes: int = 64
     """Classes of a batch of the prototype loss, two drawings each; a supervised batch has as many images."""
+    normalised_together: int = 0
+    """Images of a batch of pairs that batch norm sees at once; 0: all. A support set is about this small."""
+    augmentation: float = 0.0
+    """How much the images of pairs are distorted (``metanas.augmentation``); of tasks: ``task.augmentation``."""
+    mirrored_classes: bool = False
+    """Whether mirror images of the training classes are more training classes."""
     prototype_batches: int = 1
     """Batches of a step of the prototype or supervised loss; processes share them."""
     prototype_learning_rate: float = 1e-3
@@ -204,6 +210,10 @@ class TrainingConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if self.normalised_together < 0 or self.normalised_together == 1:
+            raise InvalidConfigError(f"normalised_together must be 0 or at least 2, got {self.normalised_together}")
+        if not 0 <= self.augmentation <= 10:
+            raise InvalidConfigError(f"augmentation must be 0..10, got {self.augmentation}")
         if not 0 <= self.seed < 2**63:
             raise InvalidConfigError(f"seed must be 0..2^63 - 1, got {self.seed}")
         if not 0 <= self.search_skip_below < self.task.threshold:

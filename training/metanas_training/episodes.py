@@ -97,8 +97,11 @@ def sample_images(classes: ImageClasses, *, count: int, generator: torch.Generat
 
 
 def _class(classes: ImageClasses, chosen: int) -> tuple[Tensor, str]:
-    base, turn = chosen % len(classes.images), chosen // len(classes.images)
+    turns, base = divmod(chosen, len(classes.images))
+    mirror, turn = divmod(turns, classes.rotations)
     images, name = classes.images[base], classes.class_names[base]
-    if turn == 0:
-        return images, name
-    return torch.rot90(images, turn, dims=(2, 3)), f"{name}@{90 * turn}"
+    if turn:
+        images, name = torch.rot90(images, turn, dims=(2, 3)), f"{name}@{90 * turn}"
+    if mirror:
+        images, name = images.flip(3), f"{name}@mirrored"
+    return images, name

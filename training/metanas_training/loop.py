@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metanas.augmentation import distort
 from metanas.errors import InvalidConfigError
 from metanas.learner import operation_weights
 from metanas.network import Network
@@ -226,11 +227,17 @@ class Trainer:
             temperature=self._temperature(phase, step),
             generator=generator,
         )
-        features = state.network(
-            scale(images.to(config.device), self.preprocessing),
-            weights,
-            skip_below=config.search_skip_below if phase == SEARCH else 0.0,
-            paths=self._paths(len(images), generator),
+        prepared = distort(scale(images, self.preprocessing), strength=config.augmentation, generator=generator)
+        features = torch.cat(
+            [
+                state.network(
+                    part.to(config.device),
+                    weights,
+                    skip_below=config.search_skip_below if phase == SEARCH else 0.0,
+                    paths=self._paths(len(part), generator),
+                )
+                for part in prepared.split(config.normalised_together or len(prepared))
+            ]
         )
         if state.classifier is not None:
             loss, accuracy = supervised_loss(

@@ -29,6 +29,8 @@ class ImageClasses:
     preprocessing: Preprocessing
     rotations: int = 1
     """4: each class turned by 90, 180 and 270 degrees is a class of its own, as is usual for Omniglot."""
+    mirrored: bool = False
+    """Whether the mirror image of each class, turned or not, is one more class."""
 
     def __post_init__(self) -> None:
         if len(self.images) < 2:
@@ -41,8 +43,8 @@ class ImageClasses:
                 )
 
     def __len__(self) -> int:
-        """Number of classes, rotated ones included."""
-        return len(self.images) * self.rotations
+        """Number of classes, rotated and mirrored ones included."""
+        return len(self.images) * self.rotations * (2 if self.mirrored else 1)
 
     @property
     def smallest(self) -> int:

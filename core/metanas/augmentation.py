@@ -1,0 +1,56 @@
+"""Random distortions: the same thing, drawn or photographed once more.
+
+    distort   images, strength  ->  each image turned, stretched, slanted, moved and bent a little
+
+One number says how much, so that it can be tuned. A single shot of a class then stands for the
+many ways in which it may be drawn. A pure function: the same generator state gives the same bits.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TURN_DEGREES = 12.0
+STRETCH = 0.15
+"""Of each side, as the logarithm of a factor."""
+SLANT = 0.2
+MOVE = 0.12
+"""Of half a side."""
+BEND = 0.05
+"""Standard deviation of the bending at each of 4 x 4 places, of half a side."""
+
+
+def distort(images: Tensor, *, strength: float, generator: torch.Generator) -> Tensor:
+    """Distort every image in a way of its own.
+
+    Args:
+        images: float32 ``(batch, channels, height, width)``.
+        strength: 1: turned by up to ``TURN_DEGREES`` and so on; 0: nothing. What comes in at the
+            border is the border's pixel.
+
+    Returns:
+        float32, of the shape, device and memory layout of ``images``.
+    """
+    if strength == 0.0:
+        return images
+    count, _, height, width = images.shape
+
+    def uniform(limit: float) -> Tensor:
+        return (2.0 * torch.rand(count, generator=generator) - 1.0) * limit * strength
+
+    angle, slant = uniform(math.radians(TURN_DEGREES)), uniform(SLANT)
+    wide, high = uniform(STRETCH).exp(), uniform(STRETCH).exp()
+    right, down = uniform(MOVE), uniform(MOVE)
+    cosine, sine = angle.cos(), angle.sin()
+    rows = torch.stack(
+        [wide * cosine, slant * cosine - high * sine, right, wide * sine, slant * sine + high * cosine, down], dim=1
+    )
+    grid = functional.affine_grid(rows.view(count, 2, 3), [count, 1, height, width], align_corners=False)
+    bend = BEND * strength * torch.randn((count, 2, 4, 4), generator=generator)
+    bend = functional.interpolate(bend, size=(height, width), mode="bicubic", align_corners=True)
+    grid = (grid + bend.permute(0, 2, 3, 1)).to(images.device)
+    distorted = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return distorted.contiguous(memory_format=layout)
