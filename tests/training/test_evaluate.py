@@ -42,6 +42,7 @@ from metanas_training.journal import Journal
 from metanas_training.report import over_runs, summary
 from metanas_training.run_files import RunFile
 from metanas_training.trajectory import follow, mean_curve
+from metanas_training.trust_scores import BINS, TrustScore
 
 SIZE = 8
 FIXED = GENOTYPES["metanas_omniglot"]
@@ -79,10 +80,17 @@ def make_meta() -> MakeMeta:
     return make
 
 
+ALL_SURE = ((0.0, 0.0, 0.0),) * (BINS - 1) + ((10.0, 10.0, 10.0),)
+TRUST = TrustScore(
+    leave_one_out_accuracy=1.0, temperature=1.0, confidence=ALL_SURE, calibrated_confidence=ALL_SURE,
+    auroc=0.9, known_refused=None, unknown_refused=None,
+)  # fmt: skip
+
+
 def _score(value: float, *, count: int = 10, genotype: Genotype = FIXED, pruning_loss: float | None = 0.0) -> TaskScore:
     return TaskScore(
         inductive=value, transductive=1.0, prototype=0.5, support_accuracy=1.0, pruning_loss=pruning_loss,
-        parameter_count=count, multiply_adds=100 * count, adapt_seconds=2.0, genotype=genotype,
+        parameter_count=count, multiply_adds=100 * count, adapt_seconds=2.0, genotype=genotype, trust=TRUST,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from metanas.preprocessing import Preprocessing
 from metanas_training.arguments import check_resume, default_output, parse, read_arguments
 from metanas_training.config import TrainingConfig
 from metanas_training.datasets import ImageClasses, data_root, default_preprocessing, load_classes
-from metanas_training.evaluate import Evaluation, TaskScore, evaluate
+from metanas_training.evaluate import Evaluation, TaskScore, evaluate, known_similarity
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
 from metanas_training.progress import progress_bar
@@ -153,9 +153,17 @@ def _finish(
     """Write the meta-model, judge it on held-out classes, write both."""
     meta = _meta_model(config, state, preprocessing, splits["train"].name)
     save_meta(output / "meta.pt", meta)
-    logger.info("wrote %s; now %d held-out tasks", output / "meta.pt", config.eval_tasks)
+    logger.info("wrote %s; now %d validation and held-out tasks", output / "meta.pt", config.eval_tasks)
+    known = known_similarity(
+        meta,
+        splits["val"],
+        n_way=min(config.n_way, len(splits["val"])),
+        tasks=config.eval_tasks,
+        seed=config.seed,
+    )
+    meta = replace(meta, known_similarity=known)
     scores = _evaluate(meta, splits["test"], config)
-    meta = _meta_model(config, state, preprocessing, splits["train"].name, scores.to_dict())
+    meta = replace(meta, provenance={**meta.provenance, "held_out": scores.to_dict()})
     save_meta(output / "meta.pt", meta)
     write_json(output / "meta.json", {"provenance": dict(meta.provenance), "history": state.history})
     print(summary(scores))
@@ -167,7 +175,6 @@ def _meta_model(
     state: State,
     preprocessing: Preprocessing,
     data: str,
-    scores: dict[str, Any] | None = None,
 ) -> MetaModel:
     return to_meta_model(
         state,
@@ -180,7 +187,6 @@ def _meta_model(
             "plan": None if state.plan is None else dict(state.plan.phases()),
             "training_seconds": state.seconds,
             "training_cpu_seconds": state.cpu_seconds,
-            "held_out": scores,
             "code_version": metanas.__version__,
             "torch_version": torch.__version__,
             "python_version": platform.python_version(),

@@ -29,6 +29,8 @@ class Episode:
     """uint8 ``(queries, channels, height, width)``."""
     query_labels: Tensor
     """int64 ``(queries,)``."""
+    outside_images: Tensor | None = None
+    """Of classes that are not in the task, uint8 like the queries."""
 
 
 def generator_for(seed: int, *place: int) -> torch.Generator:
@@ -38,9 +40,13 @@ def generator_for(seed: int, *place: int) -> torch.Generator:
 
 
 def sample_episode(
-    classes: ImageClasses, *, n_way: int, n_shot: int, n_query: int, generator: torch.Generator
+    classes: ImageClasses, *, n_way: int, n_shot: int, n_query: int, generator: torch.Generator, outside: int = 0
 ) -> Episode:
     """Draw one task: ``n_way`` classes, ``n_shot`` support images each and up to ``n_query`` others.
+
+    Args:
+        outside: number of further classes, as far as there are, up to ``n_query`` images of each; the
+            task itself is the same for any.
 
     Raises:
         DatasetError: not so many classes, or no image left to classify.
@@ -52,7 +58,8 @@ def sample_episode(
             f"the smallest class of {classes.name} has {classes.smallest} images: {n_shot} shots leave none to classify"
         )
     support, query, support_labels, query_labels, names = [], [], [], [], []
-    for label, chosen in enumerate(torch.randperm(len(classes), generator=generator)[:n_way].tolist()):
+    drawn = torch.randperm(len(classes), generator=generator)[: n_way + outside].tolist()
+    for label, chosen in enumerate(drawn[:n_way]):
         images, name = _class(classes, chosen)
         order = torch.randperm(len(images), generator=generator)[: n_shot + n_query]
         support.append(images[order[:n_shot]])
@@ -60,10 +67,15 @@ def sample_episode(
         support_labels += [label] * len(support[-1])
         query_labels += [label] * len(query[-1])
         names.append(name)
+    others = []
+    for chosen in drawn[n_way:]:
+        images, _ = _class(classes, chosen)
+        others.append(images[torch.randperm(len(images), generator=generator)[:n_query]])
     return Episode(
         support=SupportSet(torch.cat(support), torch.tensor(support_labels), tuple(names)),
         query_images=torch.cat(query),
         query_labels=torch.tensor(query_labels, dtype=torch.int64),
+        outside_images=torch.cat(others) if others else None,
     )
 
 

@@ -2,6 +2,7 @@
 
     prototype_accuracy   no adaptation: for a look during training
     evaluate_task        one episode, learned and answered in both protocols  ->  TaskScore
+    known_similarity     how alike one class is after one shot: a threshold for what is known
     summarise            the scores of many tasks  ->  Evaluation
     evaluate             both, in this process
 
@@ -23,15 +24,17 @@ from metanas.backbone import Backbone
 from metanas.cost import multiply_adds
 from metanas.head import Head, prototypes
 from metanas.learner import AdaptationTrace, StepReport, adapt, operation_weights
-from metanas.model import MetaModel
+from metanas.model import MetaModel, TaskModel
 from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing, scale
 from metanas.space import Genotype
 from metanas.task_network import TaskNetwork
+from metanas.trust import KNOWN_QUANTILE, length_of_rows, similarity
 from metanas_training.architectures import count_structures
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import Episode, generator_for, sample_episode
 from metanas_training.errors import NonFiniteError
+from metanas_training.trust_scores import TrustScore, calibration_error, score_trust
 
 EVALUATION = 9
 """Place of evaluation among the generators of a seed."""
@@ -56,15 +59,17 @@ class TaskScore:
     adapt_seconds: float
     genotype: Genotype
     """What the task network consists of, with the weights of its operations."""
+    trust: TrustScore
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
-        return {**asdict(self), "genotype": self.genotype.to_dict()}
+        return {**asdict(self), "genotype": self.genotype.to_dict(), "trust": self.trust.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TaskScore":
         """The inverse of ``to_dict``."""
-        return cls(**{**values, "genotype": Genotype.from_dict(values["genotype"])})
+        parsed = {"genotype": Genotype.from_dict(values["genotype"]), "trust": TrustScore.from_dict(values["trust"])}
+        return cls(**{**values, **parsed})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,18 @@ class Evaluation:
     """Number of different architectures among the tasks."""
     most_common_share: float
     """Fraction of tasks that ended with the most common architecture."""
+    leave_one_out_accuracy: Estimate | None
+    """What the tasks themselves promised; None: of single shots."""
+    calibration_error: float
+    """Expected calibration error over all query images, at temperature 1."""
+    calibrated_error: float
+    """The same at each task's temperature."""
+    auroc: Estimate | None
+    """Of query images against images of classes outside the task."""
+    known_refused: Estimate | None
+    """Query images taken for none of the classes."""
+    unknown_refused: Estimate | None
+    """Images of classes outside the task taken for none of the classes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -232,6 +249,7 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
     task = adapt(meta, episode.support, seed=seed, on_step=_check_loss, on_trace=traces.append)
     seconds = time.perf_counter() - started
     inductive = accuracy(task.network, queries, episode.query_labels)
+    trust = _trust(task, queries, episode)
     task.network.train()
     transductive = accuracy(task.network, queries, episode.query_labels)
     task.network.eval()
@@ -245,6 +263,19 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
         multiply_adds=multiply_adds(meta.space, task.genotype, n_way=episode.support.n_way),
         adapt_seconds=seconds,
         genotype=task.genotype,
+        trust=trust,
+    )
+
+
+@torch.no_grad()
+def _trust(task: TaskModel, queries: Tensor, episode: Episode) -> TrustScore:
+    outside = episode.outside_images
+    return score_trust(
+        task.trust,
+        known=task.network(queries),
+        labels=episode.query_labels,
+        unknown=None if outside is None else task.logits(outside),
+        head_scale=length_of_rows(task.network.head),
     )
 
 
@@ -260,13 +291,33 @@ def _pruning_loss(meta: MetaModel, episode: Episode, trace: AdaptationTrace) -> 
     return one_shot - inductive_accuracy(trace.pruned.network, trace.pruned.head, None, scaled)
 
 
+@torch.no_grad()
+def known_similarity(meta: MetaModel, classes: ImageClasses, *, n_way: int, tasks: int, seed: int) -> float:
+    """The similarity to their class that all but ``KNOWN_QUANTILE`` of images exceed, after one shot of each class.
+
+    Args:
+        classes: of the validation split: the threshold is part of the meta-model.
+    """
+    found = []
+    for episode in draw_tasks(classes, n_way=n_way, n_shot=1, n_query=15, tasks=tasks, seed=seed):
+        with torch.enable_grad():
+            task = adapt(meta, episode.support, seed=seed, on_step=_check_loss)
+        found.append(similarity(task.logits(episode.query_images), length_of_rows(task.network.head)))
+    return float(torch.quantile(torch.cat(found), KNOWN_QUANTILE))
+
+
 def draw_tasks(
     classes: ImageClasses, *, n_way: int, n_shot: int, n_query: int, tasks: int, seed: int
 ) -> Iterator[Episode]:
     """The episodes of an evaluation, one at a time: the same for every meta-model, by seed."""
     for task in range(tasks):
         yield sample_episode(
-            classes, n_way=n_way, n_shot=n_shot, n_query=n_query, generator=generator_for(seed, EVALUATION, task)
+            classes,
+            n_way=n_way,
+            n_shot=n_shot,
+            n_query=n_query,
+            generator=generator_for(seed, EVALUATION, task),
+            outside=n_way,
         )
 
 
@@ -279,7 +330,7 @@ def sample_tasks(
 
 def summarise(data: str, n_way: int, n_shot: int, scores: Sequence[TaskScore]) -> Evaluation:
     """Means and intervals over tasks."""
-    pruning_losses = [score.pruning_loss for score in scores if score.pruning_loss is not None]
+    trusts = [score.trust for score in scores]
     counts = count_structures([score.genotype for score in scores])
     return Evaluation(
         data=data,
@@ -290,13 +341,25 @@ def summarise(data: str, n_way: int, n_shot: int, scores: Sequence[TaskScore]) -
         transductive=estimate([score.transductive for score in scores]),
         prototype=estimate([score.prototype for score in scores]),
         support_accuracy=estimate([score.support_accuracy for score in scores]),
-        pruning_loss=estimate(pruning_losses) if pruning_losses else None,
+        pruning_loss=_known([score.pruning_loss for score in scores]),
         parameter_count=float(np.mean([score.parameter_count for score in scores])),
         multiply_adds=float(np.mean([score.multiply_adds for score in scores])),
         adapt_seconds=float(np.mean([score.adapt_seconds for score in scores])),
         structures=len(counts),
         most_common_share=max(counts.values()) / len(scores),
+        leave_one_out_accuracy=_known([trust.leave_one_out_accuracy for trust in trusts]),
+        calibration_error=calibration_error([trust.confidence for trust in trusts]),
+        calibrated_error=calibration_error([trust.calibrated_confidence for trust in trusts]),
+        auroc=_known([trust.auroc for trust in trusts]),
+        known_refused=_known([trust.known_refused for trust in trusts]),
+        unknown_refused=_known([trust.unknown_refused for trust in trusts]),
     )
+
+
+def _known(values: Sequence[float | None]) -> Estimate | None:
+    """Over those that there are; None: there is none."""
+    there = [value for value in values if value is not None]
+    return estimate(there) if there else None
 
 
 def evaluate(

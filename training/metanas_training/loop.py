@@ -236,7 +236,7 @@ class Trainer:
                     skip_below=config.search_skip_below if phase == SEARCH else 0.0,
                     paths=self._paths(len(part), generator),
                 )
-                for part in prepared.split(config.normalised_together or len(prepared))
+                for part in torch.split(prepared, config.normalised_together or len(prepared))
             ]
         )
         if state.classifier is not None:

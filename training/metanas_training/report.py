@@ -102,7 +102,10 @@ def task_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
             values = score.to_dict()
             number = numbers.setdefault(score.genotype.structure(), len(numbers))
             genotype = json.dumps(values.pop("genotype"), separators=(",", ":"))
-            rows.append({"run": run.file.name, "task": task, **values, "architecture": number, "genotype": genotype})
+            trust = {name: value for name, value in values.pop("trust").items() if "confidence" not in name}
+            rows.append(
+                {"run": run.file.name, "task": task, **values, **trust, "architecture": number, "genotype": genotype}
+            )
     return rows
 
 
@@ -136,6 +139,12 @@ def summary(scores: Evaluation) -> str:
             f"  architectures among the tasks    {scores.structures}"
             f" (the most common in {100 * scores.most_common_share:.0f} %)",
             f"  seconds of one adaptation        {scores.adapt_seconds:.1f}",
+            f"  leave-one-out on the support     {scores.leave_one_out_accuracy or 'needs two shots'}",
+            f"  expected calibration error       {100 * scores.calibration_error:.2f} %, "
+            f"{100 * scores.calibrated_error:.2f} % with the tasks' temperatures",
+            f"  AUROC of classes outside         {scores.auroc or 'no other classes'}",
+            f"  known images refused             {scores.known_refused or 'no threshold'}",
+            f"  unknown images refused           {scores.unknown_refused or 'no threshold or no unknown image'}",
         )
     )
 
