@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def task_to_bytes(task: TaskModel) -> bytes:
         "genotype": task.genotype.to_dict(),
         "class_names": list(task.class_names),
         "preprocessing": task.preprocessing.to_dict(),
-        "report": asdict(task.report),
+        "report": task.report.to_dict(),
         "trust": task.trust.to_dict(),
         "provenance": dict(task.provenance),
     }
@@ -151,7 +150,7 @@ def task_from_bytes(data: bytes, *, name: str = "the file") -> TaskModel:
             class_names=class_names,
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             support=SupportSet(tensors["support/images"], tensors["support/labels"], class_names),
-            report=AdaptationReport(**metadata["report"]),
+            report=AdaptationReport.from_dict(metadata["report"]),
             trust=Trust(**metadata.get("trust", {})),
             provenance=metadata["provenance"],
         )

@@ -17,6 +17,7 @@ Source: Elsken et al., CVPR 2020, Algorithm 3.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ from torch.optim import Optimizer
 from metanas.augmentation import distort
 from metanas.backbone import Backbone
 from metanas.batches import Batches
+from metanas.budget import Budget, cheapest, check_possible, fixed_cost, network_cost, penalty
+from metanas.budget_fitting import fit, genotype_rows
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import Head, balanced_cross_entropy, prototype_head
-from metanas.model import AdaptationReport, MetaModel, TaskModel, total_parameters
+from metanas.model import AdaptationReport, BudgetReport, MetaModel, TaskModel, total_parameters
 from metanas.network import Network, count_parameters
 from metanas.optimizer import Parameters, build_optimizer, collect_moments, set_rates
 from metanas.preprocessing import scale
@@ -43,6 +46,10 @@ NOISE, DISTORTIONS = 0x9E3779B9, 0x517CC1B7
 """Keep the draws of Gumbel noise and of distortions apart from those of the batches, which start from the same seed."""
 
 
+BUDGET_IMAGES = 40
+"""Support images, at most, by whose loss architectures are compared that fit a budget."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """How far adaptation has got, after one gradient step."""
@@ -55,6 +62,8 @@ class StepReport:
     """Steps of both phases together."""
     loss: float
     temperature: float
+    accuracy: float
+    """Of the step's images, before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,7 @@ def gradient_step(
     class_weights: Tensor,
     skip_below: float,
     paths: Tensor | None = None,
+    penalty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step on weights, head and architecture from one forward and one backward pass (equation 3).
 
@@ -138,12 +148,15 @@ def gradient_step(
         labels: int64 ``(batch,)``.
         class_weights: ``(n_way,)``, what an image of each class counts.
         paths: ``Network.draw_paths``; None: no DropPath.
+        penalty: added to the loss, 0-dimensional.
 
     Returns:
         Loss (0-dimensional) and logits ``(batch, n_way)`` before the step, detached.
     """
     logits = head(network(images, weights, skip_below=skip_below, paths=paths))
     loss = balanced_cross_entropy(logits, labels, class_weights)
+    if penalty is not None:
+        loss = loss + penalty
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -259,6 +272,10 @@ class _Run:
         )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.done = 0
+        self.budget = Budget(schedule.max_parameters, schedule.max_multiply_adds)
+        self.budget_report: BudgetReport | None = None
+        if self.budget:
+            self._check_budget()
 
     def learn_architecture(self) -> tuple[Genotype, dict[str, Mixture]]:
         """Move weights and architecture together while the temperature falls; say what survives."""
@@ -266,6 +283,7 @@ class _Run:
         assert isinstance(space, SearchSpace)
         parameters = Parameters(self.network, self.head, self.architecture)
         optimizer = self._optimizer(parameters)
+        fixed = fixed_cost(space, cheapest(space), n_way=self.support.n_way) if self.budget else None
         for step in range(schedule.architecture_steps):
             temperature = step_temperature(step, schedule.architecture_steps, schedule)
             self._show(self.network, self.head, temperature)
@@ -275,7 +293,7 @@ class _Run:
             weights = operation_weights(
                 self.network, self.architecture, schedule=schedule, temperature=temperature, generator=self.noise
             )
-            loss, _ = gradient_step(
+            loss, logits = gradient_step(
                 self.network,
                 self.head,
                 optimizer,
@@ -284,11 +302,17 @@ class _Run:
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=schedule.skip_below,
+                penalty=(
+                    None
+                    if fixed is None or weights is None
+                    else penalty(weights, budget=self.budget, space=space, fixed=fixed)
+                ),
             )
-            self._tell("architecture", loss, temperature)
+            self._tell("architecture", loss, temperature, logits=logits, labels=self.labels[rows])
         self.moments = {**self.moments, **collect_moments(parameters, optimizer)}
         mixtures = self._mixtures(schedule.temperature_end)
-        return prune(mixtures, space, strategy=schedule.strategy, threshold=schedule.threshold), mixtures
+        genotype = prune(mixtures, space, strategy=schedule.strategy, threshold=schedule.threshold)
+        return (self._fit(genotype, space) if self.budget else genotype), mixtures
 
     def learn_weights(self, task_network: TaskNetwork, *, steps: int) -> None:
         """Move the weights of a network of fixed architecture on."""
@@ -298,7 +322,7 @@ class _Run:
             self._check()
             set_rates(optimizer, self.meta.step_rates, step=self.done)
             rows = self.batches.next()
-            loss, _ = gradient_step(
+            loss, logits = gradient_step(
                 task_network.network,
                 task_network.head,
                 optimizer,
@@ -308,7 +332,7 @@ class _Run:
                 class_weights=self.class_weights,
                 skip_below=0.0,
             )
-            self._tell("weights", loss, self.schedule.temperature_end)
+            self._tell("weights", loss, self.schedule.temperature_end, logits=logits, labels=self.labels[rows])
         self._show(task_network.network, task_network.head, None)
 
     def finish(self, task_network: TaskNetwork) -> TaskModel:
@@ -334,10 +358,57 @@ class _Run:
                 support_accuracy=correct,
                 parameter_count=count_parameters(task_network),
                 one_shot_parameter_count=total_parameters(self.network, self.support.n_way),
+                budget=self.budget_report,
             ),
             trust=trust,
             provenance={"meta_model": dict(self.meta.provenance), "schedule": self.schedule.to_dict()},
         )
+
+    def _check_budget(self) -> None:
+        """Raise InvalidTaskError if no network of this meta-model fits the budget."""
+        space, n_way = self.meta.space, self.support.n_way
+        if self.meta.searches and isinstance(space, SearchSpace):
+            check_possible(self.budget, space, n_way=n_way)
+            return
+        assert self.meta.genotype is not None
+        cost = network_cost(space, self.meta.genotype, n_way=n_way)
+        if self.budget.excess(cost) > 1:
+            raise InvalidTaskError(
+                f"the architecture of this meta-model is fixed and has {cost.parameters:,} parameters and "
+                f"{cost.multiply_adds:,} multiply-adds, over the limit; raise it or take a meta-model that searches"
+            )
+
+    @torch.no_grad()
+    def _fit(self, genotype: Genotype, space: SearchSpace) -> Genotype:
+        """The architecture near ``genotype`` that fits the budget with the least loss on distorted support images."""
+        some = torch.randperm(len(self.labels), generator=self.distortions)[:BUDGET_IMAGES]
+        redrawn = distort(self.images[some], strength=1.0, generator=self.distortions)
+
+        def logits(architecture: Genotype, images: Tensor) -> Tensor:
+            rows = genotype_rows(architecture, space)
+            run = {name: (values > 0).tolist() for name, values in rows.items()}
+            assert isinstance(self.network, Network)
+            return cast(Tensor, self.head(self.network(images, rows, run=run)))
+
+        def loss(architecture: Genotype) -> float:
+            self._check()
+            return balanced_cross_entropy(logits(architecture, redrawn), self.labels[some], self.class_weights).item()
+
+        def right(architecture: Genotype) -> float:
+            return (logits(architecture, self.images).argmax(dim=1) == self.labels).float().mean().item()
+
+        fitting = fit(genotype, budget=self.budget, space=space, n_way=self.support.n_way, loss=loss)
+        before, after = (network_cost(space, one, n_way=self.support.n_way) for one in (genotype, fitting))
+        self.budget_report = BudgetReport(
+            max_parameters=self.budget.max_parameters,
+            max_multiply_adds=self.budget.max_multiply_adds,
+            multiply_adds=after.multiply_adds,
+            unconstrained_parameter_count=before.parameters,
+            unconstrained_multiply_adds=before.multiply_adds,
+            unconstrained_support_accuracy=right(genotype),
+            support_accuracy=right(fitting),
+        )
+        return fitting
 
     def _optimizer(self, parameters: Parameters) -> Optimizer:
         return build_optimizer(parameters, self.moments, schedule=self.schedule)
@@ -361,10 +432,11 @@ class _Run:
         if self.should_stop is not None and self.should_stop():
             raise AdaptationCancelledError(f"adaptation was stopped after {self.done} of {self.schedule.steps} steps")
 
-    def _tell(self, phase: str, loss: Tensor, temperature: float) -> None:
+    def _tell(self, phase: str, loss: Tensor, temperature: float, *, logits: Tensor, labels: Tensor) -> None:
         self.done += 1
         if self.on_step is not None:
-            self.on_step(StepReport(phase, self.done, self.schedule.steps, float(loss), temperature))
+            accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+            self.on_step(StepReport(phase, self.done, self.schedule.steps, float(loss), temperature, accuracy))
 
     def _show(self, network: Backbone, head: Head, temperature: float | None) -> None:
         """Where adaptation stands before its next step; ``temperature`` is None where the architecture is fixed."""

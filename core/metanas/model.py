@@ -7,7 +7,7 @@ Values only; ``learner.adapt`` goes from one to the other, ``artifact`` to and f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -142,6 +142,35 @@ class AdaptationReport:
     """Of the task network, head included."""
     one_shot_parameter_count: int
     """Of the network it was pruned from, head included; without architecture parameters."""
+    budget: "BudgetReport | None" = None
+    """What obeying a budget cost; None: there was none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for files."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AdaptationReport":
+        """The inverse of ``to_dict``."""
+        budget = values.get("budget")
+        return cls(**{**values, "budget": None if budget is None else BudgetReport(**budget)})
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReport:
+    """What fitting a task network into its budget cost, measured when it was pruned, before its last steps."""
+
+    max_parameters: int | None
+    max_multiply_adds: int | None
+    multiply_adds: int
+    """Of the task network."""
+    unconstrained_parameter_count: int
+    """Of the network that the threshold alone would have left."""
+    unconstrained_multiply_adds: int
+    unconstrained_support_accuracy: float
+    """Of that network, on the support images, normalised together."""
+    support_accuracy: float
+    """Of the network that fits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class Schedule:
     relaxation: Relaxation = "softmax"
     augmentation: float = 0.0
     """How much support images are distorted, anew at every step (``augmentation.distort``); 0 in the paper."""
+    max_parameters: int | None = None
+    """Of the task network, head included: the search obeys it (``budget``); None: any."""
+    max_multiply_adds: int | None = None
+    """Of the task network, for one image."""
     skip_below: float = 1e-4
     """Operations of a smaller weight in their node's sum are not run during the architecture
     steps. Their weight can only rise again by ``architecture_learning_rate`` a step in their
@@ -65,6 +69,10 @@ class Schedule:
             )
         if not 0 <= self.augmentation <= 10:
             raise InvalidConfigError(f"augmentation must be 0..10, got {self.augmentation}")
+        for name in ("max_parameters", "max_multiply_adds"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise InvalidConfigError(f"{name} must be a whole number of at least 1 or None, got {value!r}")
         if self.optimizer not in INNER_OPTIMIZERS:
             raise InvalidConfigError(f"unknown optimizer {self.optimizer!r}; known are {', '.join(INNER_OPTIMIZERS)}")
         if self.strategy not in STRATEGIES:
