@@ -13,7 +13,7 @@ help:
 	@echo "make test      all tests (under 10 minutes on two cores)"
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      ruff, mypy --strict, import-linter"
-	@echo "make protos    generate protos/metanas_proto from protos/metanas"
+	@echo "make protos    generate protos/metanas_proto from protos/metanas and protos/inference"
 	@echo "make bench     measure adaptation, classification and meta-training on this machine"
 	@echo "make clean     remove .venv and caches"
 

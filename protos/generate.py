@@ -3,7 +3,8 @@
 The generated code is committed, so that nobody needs a compiler to install or to read it. That
 works only if everybody's compiler gives the same bytes, so another version of a tool is refused.
 
-    protos/metanas/v1/few_shot.proto  ->  protos/metanas_proto/v1/few_shot_pb2{,_grpc}.{py,pyi}
+    protos/metanas/v1/few_shot.proto          ->  protos/metanas_proto/v1/few_shot_pb2{,_grpc}.{py,pyi}
+    protos/inference/open_inference.proto     ->  protos/metanas_proto/inference/open_inference_pb2{,_grpc}.{py,pyi}
 
     refuse_other_versions   installed versions -> nothing, or ToolVersionError
     generate                a folder           -> the folder with the generated files in it
@@ -26,7 +27,12 @@ from importlib import metadata
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-PACKAGE = "metanas_proto/v1"
+# Python package of the generated code, and the folder of the contracts that it is made of.
+PACKAGES = {"metanas_proto/v1": "metanas/v1", "metanas_proto/inference": "inference"}
+# The package `inference` is not ours: tritonclient and others register their own code for it, and a pool
+# takes a name once. So ours is in a pool of its own; on the wire that makes no difference.
+FOREIGN_PACKAGE = "metanas_proto/inference"
+SHARED_POOL, OWN_POOL = "_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()"
 # mypy-protobuf is pinned too: the stubs are committed, and their bytes are its choice.
 TOOL_VERSIONS = {"grpcio-tools": "1.81.1", "mypy-protobuf": "5.1.0"}
 
@@ -75,23 +81,39 @@ def generate(out: Path) -> None:
     suffix = ".exe" if sys.platform == "win32" else ""
     plugins = [f"--plugin={name}={scripts / name}{suffix}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-    contracts = [f"{PACKAGE}/{path.name}" for path in sorted((PROTOS / "metanas/v1").glob("*.proto"))]
-    # The mapped include makes protoc believe that the contract lies in metanas_proto/v1, so that
+    contracts = [
+        f"{package}/{path.name}"
+        for package, folder in PACKAGES.items()
+        for path in sorted((PROTOS / folder).glob("*.proto"))
+    ]
+    # The mapped includes make protoc believe that the contracts lie in the Python packages, so that
     # the generated imports are absolute and right without patching.
-    include = f"-I{PACKAGE}={PROTOS / 'metanas/v1'}"
+    includes = [f"-I{package}={PROTOS / folder}" for package, folder in PACKAGES.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", include, *plugins, *outputs, *contracts],
+        [sys.executable, "-m", "grpc_tools.protoc", *includes, *plugins, *outputs, *contracts],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
         raise GenerationError(f"protoc exited with {done.returncode}:\n{done.stderr.strip()}")
+    _take_out_of_the_shared_pool(out / FOREIGN_PACKAGE)
+
+
+def _take_out_of_the_shared_pool(folder: Path) -> None:
+    for path in sorted(folder.glob("*_pb2.py")):
+        code = path.read_text()
+        if code.count(SHARED_POOL) != 1:
+            raise GenerationError(
+                f"{path.name} does not name {SHARED_POOL} once, so it cannot be given a pool of its own; "
+                "look at what protoc writes now and change generate.py"
+            )
+        path.write_text(code.replace(SHARED_POOL, OWN_POOL))
 
 
 def generated_files(root: Path) -> set[str]:
     """Name the generated files below ``root``, relative to it."""
-    return {path.relative_to(root).as_posix() for path in (root / PACKAGE).glob("*_pb2*.py*")}
+    return {path.relative_to(root).as_posix() for package in PACKAGES for path in (root / package).glob("*_pb2*.py*")}
 
 
 def differing(committed: Path, fresh: Path) -> list[str]:

@@ -6,9 +6,16 @@
     application  one server from bind to drain: the parts below, health, reflection
     service      the contract's calls; thin
     codec        the contract's messages  <->  values of the core
+    support      a support set, in one message or in pieces, to prepared pixels
+    options      how a request wants its task to be learnt, within the server's limits
     images       the contract's images    ->   prepared pixels
     status       errors -> gRPC status; ``errors`` draws the tree
     gate         which calls may come in: starting, open, draining
+    streams      calls that last: threads of their own, and how many there may be
+    learning     from a request to a kept task; ``keys`` makes ids of idempotency keys, ``keeping``
+                 puts what was learnt into the store
+    aliases      names that callers give to tasks
+    job          one adaptation on its way; ``ledger`` remembers them
     jobs         adaptations: a bounded queue in front of worker processes
     worker       one worker process, seen from the server; ``worker_main`` is what runs in it,
                  ``work`` what passes between the two

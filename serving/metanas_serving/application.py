@@ -17,22 +17,40 @@ from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from metanas.artifact import meta_from_bytes
+from metanas_proto.inference import open_inference_pb2_grpc
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
+from metanas_serving.aliases import Aliases
+from metanas_serving.around import AroundCalls
+from metanas_serving.arrival import ArrivalClock
+from metanas_serving.classifying import Classifier
 from metanas_serving.config import ServerConfig
 from metanas_serving.engine import Engine
 from metanas_serving.errors import StartupError
 from metanas_serving.gate import Gate
 from metanas_serving.jobs import Adaptations, prepare_adaptations
+from metanas_serving.keeping import Keeper
+from metanas_serving.keys import Keys
+from metanas_serving.learning import Learner, LearningLimits
+from metanas_serving.ledger import Ledger
+from metanas_serving.metrics import Metrics
+from metanas_serving.metrics_calls import counting
+from metanas_serving.metrics_server import MetricsServer
+from metanas_serving.metrics_state import ServerState
+from metanas_serving.open_inference import SERVICE_NAME as OPEN_INFERENCE
+from metanas_serving.open_inference import OpenInferenceService, pool_with
+from metanas_serving.options import OptionLimits
+from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
 
 _log = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FewShot"].full_name
+_SERVICES = (SERVICE_NAME, OPEN_INFERENCE)
 
 # What cancelled calls have for their way out.
 _LEAVE_SECONDS = 5.0
@@ -83,15 +101,38 @@ class Application:
         self._store = TaskStore.memory() if config.store_path is None else TaskStore.open(config.store_path)
         if config.store_path is None:
             _log.info("no --store: tasks are kept in memory and are lost when the server stops")
+        self._metrics = Metrics()
+        ledger = Ledger(max_finished=config.max_finished_jobs, keep_seconds=config.finished_job_seconds)
+        learner = Learner(
+            meta,
+            self.adaptations,
+            ledger=ledger,
+            keys=Keys.open(config.store_path),
+            store=self._store,
+            keeper=Keeper(self._store, self._engine, metrics=self._metrics),
+            limits=LearningLimits(
+                options=OptionLimits(max_steps=config.max_adapt_steps, max_learning_rate=config.max_learning_rate),
+                max_images=config.max_support_images,
+                max_upload_bytes=config.max_upload_mb * 1024 * 1024,
+            ),
+        )
+        aliases = Aliases.open(config.store_path, self._store)
+        classifier = Classifier(self._store, self._engine, metrics=self._metrics)
         self._service = FewShotService(
             self._gate,
-            self.adaptations,
+            learner,
+            ledger=ledger,
+            aliases=aliases,
             store=self._store,
             engine=self._engine,
-            preprocessing=self._preprocessing,
-            max_support_images=config.max_support_images,
+            classifier=classifier,
             max_classify_images=config.max_classify_images,
         )
+        self._open_inference = OpenInferenceService(
+            self._gate, self._store, aliases=aliases, classifier=classifier, max_images=config.max_classify_images
+        )
+        self._metrics.registry.register(ServerState(self.adaptations, self._engine))
+        self._metrics_server: MetricsServer | None = None
         self._server: grpc.Server | None = None
 
     def start(self, *, should_stop: Callable[[], bool] = lambda: False) -> str:
@@ -105,6 +146,8 @@ class Application:
             AdaptationCancelledError: ``should_stop`` said so.
         """
         self._server, address = self._listen()
+        if (port := self._config.metrics_port) is not None:
+            self._metrics_server = MetricsServer.start(self._metrics.registry, host=self._config.host, port=port)
         self._server.start()
         self.adaptations.start()
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
@@ -126,17 +169,27 @@ class Application:
         left = self._gate.wait_empty(drain_seconds, hurry=hurry)
         if left:
             _log.warning("%d calls still run after %.1f s; cancelling them", left, time.monotonic() - begin)
+        left = self.adaptations.wait_idle(drain_seconds - (time.monotonic() - begin), hurry=hurry)
+        if left:
+            _log.warning("%d jobs are not over after %.1f s; cancelling them", left, time.monotonic() - begin)
         self._gate.cut_off()
         self.adaptations.close()
         self._gate.wait_empty(_LEAVE_SECONDS)
         if self._server is not None:
             self._server.stop(grace=None).wait()
         self._store.close()
+        if self._metrics_server is not None:
+            self._metrics_server.stop()
 
     def _listen(self) -> tuple[grpc.Server, str]:
         config = self._config
         server = grpc.server(
             ThreadPoolExecutor(max_workers=config.request_threads, thread_name_prefix="request"),
+            interceptors=[
+                ArrivalClock((f"/{SERVICE_NAME}/Classify",)),
+                AroundCalls(_SERVICES, named),
+                AroundCalls(_SERVICES, counting(self._metrics)),
+            ],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_mb * 1024 * 1024),
                 ("grpc.max_send_message_length", -1),
@@ -146,7 +199,12 @@ class Application:
         )
         few_shot_pb2_grpc.add_FewShotServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)
+        reflection.enable_server_reflection(
+            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            server,
+            pool=pool_with((pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)),
+        )
         host = f"[{config.host}]" if ":" in config.host else config.host
         try:
             port = server.add_insecure_port(f"{host}:{config.port}")
@@ -158,7 +216,7 @@ class Application:
         return server, f"{host}:{port}"
 
     def _say(self, status: int) -> None:
-        for name in ("", SERVICE_NAME):
+        for name in ("", *_SERVICES):
             self._health.set(name, status)
 
 

@@ -18,16 +18,21 @@ from pathlib import Path
 from types import FrameType
 
 from metanas.errors import AdaptationCancelledError, InvalidConfigError, MetaNASError
+from metanas_serving import log
 from metanas_serving.config import ServerConfig
 from metanas_serving.jobs import prepare_adaptations
 
 _log = logging.getLogger(__name__)
 
+# The system may hand a signal to any thread, but Python acts on it in the main one, which a wait without
+# an end would never wake: SIGTERM was lost so now and then.
+_POLL_SECONDS = 0.1
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until a signal; return the exit code."""
     config = read_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.set_up(config.log_format)
     signals = _StopSignals()
     try:
         _run(config, signals)
@@ -59,7 +64,8 @@ def _run(config: ServerConfig, signals: "_StopSignals") -> None:
         gc.collect()
         gc.freeze()
         print(f"serving on {address}", flush=True)
-        signals.first.wait()
+        while not signals.first.wait(_POLL_SECONDS):
+            pass
         drain_seconds = config.drain_seconds
         _log.info("stopping: running calls have %g s to finish; a second signal cancels them", drain_seconds)
     except AdaptationCancelledError:
@@ -104,10 +110,20 @@ def read_arguments(arguments: Sequence[str] | None) -> ServerConfig:
         ("max_support_images", "images of one Adapt"),
         ("max_classify_images", "images of one Classify"),
         ("max_message_mb", "largest request, in MiB"),
+        ("max_upload_mb", "largest UploadAdapt, in MiB"),
+        ("max_adapt_steps", "gradient steps that a request may ask for"),
+        ("max_finished_jobs", "jobs that are over and remembered"),
         ("max_loaded_tasks", "tasks kept loaded; others are loaded when they are asked"),
     ):
         add(f"--{name.replace('_', '-')}", type=int, metavar="N", default=getattr(defaults, name), help=text)
-    add("--drain-seconds", type=float, metavar="S", default=defaults.drain_seconds, help="patience after SIGTERM")
+    add("--log-format", choices=("text", "json"), default=defaults.log_format, help="of the log on stderr")
+    add("--metrics-port", type=int, metavar="N", help="port of Prometheus metrics; 0 picks a free one")
+    for name, text in (
+        ("max_learning_rate", "learning rate that a request may ask for"),
+        ("finished_job_seconds", "how long a job that is over is remembered"),
+        ("drain_seconds", "patience after SIGTERM"),
+    ):
+        add(f"--{name.replace('_', '-')}", type=float, metavar="X", default=getattr(defaults, name), help=text)
     try:
         return ServerConfig(**vars(parser.parse_args(arguments)))
     except InvalidConfigError as error:

@@ -1,123 +1,33 @@
 """The contract's messages to values of the core, and back.
 
-    read_support      AdaptRequest      ->  prepared images, labels, class names, warnings
-    read_images       ClassifyRequest   ->  prepared images
+    read_images       Images            ->  prepared images
     task_message      TaskFacts         ->  Task
+    job_message       JobView           ->  AdaptJob
     classifications   probabilities     ->  Classification, most probable first
 
-Pure functions. All that is checked about a request is checked here or in ``images``; messages
-count images from 0, as the caller's list does.
+Pure functions. All that is checked about a request is checked here, in ``support``, ``options`` or
+``images``; messages count images from 0, as the caller's list does.
 """
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metanas.preprocessing import Preprocessing
-from metanas.space import CellGenotype
+from metanas.space import CellGenotype, Genotype
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.errors import InvalidRequestError
 from metanas_serving.facts import TaskFacts
 from metanas_serving.images import read_image
-
-# Every answer to every image carries every name.
-MAX_LABEL_CHARACTERS = 256
-
-_SHOWN_CHARACTERS = 60
-_SHOWN_LABELS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Support:
-    """A support set as it came in, prepared."""
-
-    images: NDArray[np.uint8]
-    """``(images, channels, height, width)``."""
-    labels: tuple[int, ...]
-    """Class number of each image."""
-    class_names: tuple[str, ...]
-    """In the request's order."""
-    warnings: tuple[str, ...]
-    """What makes the task doubtful."""
-
-
-def read_support(
-    request: pb.AdaptRequest, preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
-) -> Support:
-    """Check and prepare the support set of a request.
-
-    Args:
-        check: called before each image is decoded; raises if the work is not wanted any more.
-
-    Raises:
-        InvalidRequestError: it cannot be learned; the message names the class or image.
-    """
-    _check_labels([group.label for group in request.support])
-    without = [_quoted(group.label) for group in request.support if not group.images]
-    if without:
-        raise InvalidRequestError(
-            f"no image for class {_some(without)}; give every class at least one image or leave the class out"
-        )
-    count = sum(len(group.images) for group in request.support)
-    if count > max_images:
-        raise InvalidRequestError(
-            f"{count} support images, this server takes at most {max_images} (--max-support-images); send fewer"
-        )
-    places = [(label, index) for label, group in enumerate(request.support) for index in range(len(group.images))]
-    names = [f"image {index} of class {_quoted(request.support[label].label)}" for label, index in places]
-    pixels = []
-    for (label, index), name in zip(places, names, strict=True):
-        check()
-        pixels.append(read_image(request.support[label].images[index], preprocessing, where=name))
-    labels = tuple(label for label, _ in places)
-    return Support(
-        images=np.stack(pixels),
-        labels=labels,
-        class_names=tuple(group.label for group in request.support),
-        warnings=tuple(_same_pixels(pixels, labels, names=names)),
-    )
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    if not labels:
-        raise InvalidRequestError("no images: support is empty; send at least two classes with an image each")
-    for index, label in enumerate(labels):
-        if not label.strip():
-            raise InvalidRequestError(f"the label of class {index} is empty ({label!r}); give every class a name")
-        if len(label) > MAX_LABEL_CHARACTERS:
-            raise InvalidRequestError(
-                f"the label of class {index} has {len(label)} characters, at most {MAX_LABEL_CHARACTERS} are taken"
-            )
-    twice = [_quoted(label) for label, times in Counter(labels).items() if times > 1]
-    if twice:
-        raise InvalidRequestError(
-            f"label {_some(twice)} more than once; put all images of a class under one label, once"
-        )
-    if len(labels) < 2:
-        raise InvalidRequestError(
-            f"only one class, {_quoted(labels[0])}; a task needs at least two classes to tell apart"
-        )
-
-
-def _same_pixels(pixels: Sequence[NDArray[np.uint8]], labels: Sequence[int], *, names: Sequence[str]) -> Iterable[str]:
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index, image in enumerate(pixels):
-        groups[image.tobytes()].append(index)
-    for members in groups.values():
-        other = next((index for index in members if labels[index] != labels[members[0]]), None)
-        if other is not None:
-            yield (
-                f"{names[members[0]]} and {names[other]} are the same once prepared; "
-                "no answer can be right for both, so check their labels"
-            )
+from metanas_serving.job import JobView, State
+from metanas_serving.status import status_of
+from metanas_serving.work import Pruned, Step
 
 
 def read_images(
-    request: pb.ClassifyRequest, preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
+    images: Sequence[pb.Image], preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
 ) -> NDArray[np.uint8]:
     """Check and prepare the images of a request, uint8 ``(images, channels, height, width)``.
 
@@ -127,18 +37,23 @@ def read_images(
     Raises:
         InvalidRequestError: none, too many, or one that cannot be used; the message names it.
     """
-    if not request.images:
-        raise InvalidRequestError("no images to classify; send at least one")
-    if len(request.images) > max_images:
-        raise InvalidRequestError(
-            f"{len(request.images)} images, this server takes at most {max_images} a call (--max-classify-images); "
-            "send them in several calls"
-        )
+    check_image_count(len(images), max_images)
     pixels = []
-    for index, image in enumerate(request.images):
+    for index, image in enumerate(images):
         check()
         pixels.append(read_image(image, preprocessing, where=f"image {index}"))
     return np.stack(pixels)
+
+
+def check_image_count(count: int, max_images: int) -> None:
+    """Return if a call may bring so many images to classify, or raise ``InvalidRequestError``."""
+    if not count:
+        raise InvalidRequestError("no images to classify; send at least one")
+    if count > max_images:
+        raise InvalidRequestError(
+            f"{count} images, this server takes at most {max_images} a call (--max-classify-images); "
+            "send them in several calls"
+        )
 
 
 def check_task_id(task_id: str) -> str:
@@ -154,7 +69,7 @@ def task_message(facts: TaskFacts) -> pb.Task:
     return pb.Task(
         task_id=server.task_id,
         class_names=facts.class_names,
-        genotype=pb.Genotype(normal=_cell(facts.genotype.normal), reduction=_cell(facts.genotype.reduction)),
+        genotype=_genotype(facts.genotype),
         parameter_count=report.parameter_count,
         one_shot_parameter_count=report.one_shot_parameter_count,
         architecture_steps=report.architecture_steps,
@@ -170,7 +85,77 @@ def task_message(facts: TaskFacts) -> pb.Task:
             invert=preprocessing.invert,
         ),
         warnings=server.warnings,
+        settings=_settings(facts),
+        version=server.version,
+        parent_task_id=server.parent_task_id,
+        first_task_id=facts.first_task_id,
+        budget=None if report.budget is None else pb.BudgetReport(**dataclasses.asdict(report.budget)),
     )
+
+
+def _settings(facts: TaskFacts) -> pb.AdaptSettings | None:
+    schedule = facts.schedule
+    if schedule is None:
+        return None
+    return pb.AdaptSettings(
+        architecture_steps=schedule.architecture_steps,
+        weight_steps=schedule.weight_steps,
+        learning_rate=schedule.learning_rate,
+        architecture_learning_rate=schedule.architecture_learning_rate,
+        threshold=schedule.threshold,
+        seed=facts.report.seed,
+    )
+
+
+def job_message(view: JobView) -> pb.AdaptJob:
+    """Describe a job in the contract's words."""
+    return pb.AdaptJob(
+        job_id=view.job_id,
+        state=_STATES[view.state],
+        queue_position=view.position,
+        progress=None if view.step is None else _progress(view.step),
+        pruned=None if view.pruned is None else _pruned(view.pruned),
+        task=None if view.facts is None else task_message(view.facts),
+        error=None if view.error is None else _error(view.error),
+        created_unix_seconds=view.created_unix_seconds,
+        queued_seconds=view.queued_seconds,
+        running_seconds=view.running_seconds,
+    )
+
+
+_STATES = {
+    State.QUEUED: pb.AdaptJob.STATE_QUEUED,
+    State.RUNNING: pb.AdaptJob.STATE_RUNNING,
+    State.SUCCEEDED: pb.AdaptJob.STATE_SUCCEEDED,
+    State.FAILED: pb.AdaptJob.STATE_FAILED,
+    State.CANCELLED: pb.AdaptJob.STATE_CANCELLED,
+}
+_PHASES = {"architecture": pb.AdaptProgress.PHASE_ARCHITECTURE, "weights": pb.AdaptProgress.PHASE_WEIGHTS}
+
+
+def _progress(step: Step) -> pb.AdaptProgress:
+    return pb.AdaptProgress(
+        phase=_PHASES[step.phase],
+        step=step.step,
+        steps=step.steps,
+        loss=step.loss,
+        temperature=step.temperature,
+        support_accuracy=step.accuracy,
+    )
+
+
+def _pruned(pruned: Pruned) -> pb.Pruned:
+    return pb.Pruned(genotype=_genotype(pruned.genotype), parameter_count=pruned.parameter_count)
+
+
+def _error(error: Exception) -> pb.JobError:
+    code, text = status_of(error)
+    number: int = code.value[0]  # what the stubs leave out
+    return pb.JobError(code=number, message=text)
+
+
+def _genotype(genotype: Genotype) -> pb.Genotype:
+    return pb.Genotype(normal=_cell(genotype.normal), reduction=_cell(genotype.reduction))
 
 
 def _cell(cell: CellGenotype) -> pb.CellGenotype:
@@ -186,27 +171,19 @@ def _cell(cell: CellGenotype) -> pb.CellGenotype:
     )
 
 
-def classifications(probabilities: NDArray[np.float32], class_names: Sequence[str]) -> list[pb.Classification]:
+def classifications(
+    probabilities: NDArray[np.float32], class_names: Sequence[str], *, top_k: int
+) -> list[pb.Classification]:
     """Name and order the probabilities of each image; equal ones stay in the task's order.
 
     Args:
         probabilities: float32 ``(images, classes)``.
+        top_k: at most so many classes; 0: all.
     """
-    orders = np.argsort(-probabilities, axis=1, kind="stable")
+    orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : top_k or None]
     return [
         pb.Classification(
             classes=[pb.ClassProbability(class_name=class_names[column], probability=row[column]) for column in order]
         )
         for row, order in zip(probabilities, orders, strict=True)
     ]
-
-
-def _quoted(label: str) -> str:
-    """A label for a message: in double quotes, on one line, not long."""
-    shown = label if len(label) <= _SHOWN_CHARACTERS else label[:_SHOWN_CHARACTERS] + "..."
-    return json.dumps(shown, ensure_ascii=False)
-
-
-def _some(quoted: Sequence[str]) -> str:
-    more = len(quoted) - _SHOWN_LABELS
-    return ", ".join(quoted[:_SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")

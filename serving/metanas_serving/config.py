@@ -8,6 +8,7 @@ from typing import Literal
 from metanas.errors import InvalidConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 
 # Threads that adaptations never hold, so that Classify and health always find one.
 _SPARE_THREADS = 4
@@ -45,18 +46,43 @@ class ServerConfig:
     """Images of one Classify."""
     max_message_mb: int = 64
     """Largest request, in MiB."""
+    max_upload_mb: int = 512
+    """Largest UploadAdapt, all its pieces together, in MiB."""
+    max_adapt_steps: int = 1000
+    """Gradient steps, of both phases together, that a request may ask for."""
+    max_learning_rate: float = 1.0
+    """That a request may ask for."""
+    max_finished_jobs: int = 1000
+    """Jobs that are over and remembered; each takes some kilobytes."""
+    finished_job_seconds: float = 3600.0
+    """How long a job that is over is remembered."""
     max_loaded_tasks: int = 64
     """Tasks whose ONNX Runtime session is kept, the last asked. A session takes 1.4 MB at 84,000 parameters;
     to load one again when its task is asked takes some 70 ms."""
+    metrics_port: int | None = None
+    """Port of the Prometheus metrics; 0 picks a free one, None: not shown."""
+    log_format: LogFormat = "text"
+    """Of the log on stderr."""
     drain_seconds: float = 30.0
     """How long running calls may go on after SIGTERM."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise InvalidConfigError(f"port must be 0..65535, got {self.port}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise InvalidConfigError(f"metrics_port must be 0..65535, got {self.metrics_port}")
+        if self.log_format not in ("text", "json"):
+            raise InvalidConfigError(f"log_format must be text or json, got {self.log_format!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InvalidConfigError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        for name in ("adapt_workers", "torch_threads", "max_classify_images", "max_loaded_tasks"):
+        for name in (
+            "adapt_workers",
+            "torch_threads",
+            "max_classify_images",
+            "max_loaded_tasks",
+            "max_upload_mb",
+            "max_adapt_steps",
+        ):
             if getattr(self, name) < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < 0:
@@ -66,6 +92,12 @@ class ServerConfig:
         if not 1 <= self.max_message_mb <= 2047:
             # gRPC counts the bytes of a message in 31 bits.
             raise InvalidConfigError(f"max_message_mb must be 1..2047, got {self.max_message_mb}")
+        if not 0 < self.max_learning_rate <= 100:
+            raise InvalidConfigError(f"max_learning_rate must be above 0 and at most 100, got {self.max_learning_rate}")
+        if self.max_finished_jobs < 0:
+            raise InvalidConfigError(f"max_finished_jobs must be at least 0, got {self.max_finished_jobs}")
+        if not self.finished_job_seconds >= 0:  # written so that NaN is refused too
+            raise InvalidConfigError(f"finished_job_seconds must be at least 0, got {self.finished_job_seconds}")
         if not 0 <= self.drain_seconds <= 86_400:
             raise InvalidConfigError(f"drain_seconds must be 0..86400, got {self.drain_seconds}")
         needed = self.adapt_workers + self.max_queue + _SPARE_THREADS

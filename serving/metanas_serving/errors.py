@@ -5,7 +5,14 @@
         ├── StartupError            (exit code 1)        the server cannot start
         ├── InvalidRequestError     INVALID_ARGUMENT     a request that can never work
         ├── TaskNotFoundError       NOT_FOUND            no task of that id
-        ├── QueueFullError          RESOURCE_EXHAUSTED   more adaptations waiting than taken
+        ├── JobNotFoundError        NOT_FOUND            no job of that id
+        ├── AliasNotFoundError      NOT_FOUND            no alias of that name
+        ├── TaskInUseError          FAILED_PRECONDITION  a task to be deleted that has an alias
+        ├── CannotUpdateError       FAILED_PRECONDITION  a task to be updated that is of another kind of image
+        ├── KeyTakenError           ALREADY_EXISTS       an idempotency key of another request
+        ├── QueueFullError          RESOURCE_EXHAUSTED   more adaptations, joined calls or streams than taken
+        ├── UploadTooLargeError     RESOURCE_EXHAUSTED   an upload over the limit
+        ├── DeadlineError           DEADLINE_EXCEEDED    the deadline came before the task was learnt
         ├── NotServingError         UNAVAILABLE          starting, or draining before the stop
         ├── CallerGoneError         CANCELLED            the caller cancelled, or its deadline passed
         ├── TaskLostError           DATA_LOSS            a stored task that cannot be read any more
@@ -34,8 +41,36 @@ class TaskNotFoundError(ServingError, LookupError):
     """There is no task of that id."""
 
 
+class JobNotFoundError(ServingError, LookupError):
+    """There is no job of that id, or it is forgotten."""
+
+
+class AliasNotFoundError(ServingError, LookupError):
+    """There is no alias of that name."""
+
+
+class TaskInUseError(ServingError):
+    """The task has an alias."""
+
+
+class CannotUpdateError(ServingError):
+    """The task was learnt from images that this server's meta-model does not take."""
+
+
+class KeyTakenError(ServingError):
+    """The idempotency key was used for another support set, seed or options."""
+
+
 class QueueFullError(ServingError):
-    """As many adaptations wait as the server takes."""
+    """As many adaptations wait, calls are joined to one, or streams are open as the server takes."""
+
+
+class UploadTooLargeError(ServingError):
+    """An upload has more bytes than the server takes."""
+
+
+class DeadlineError(ServingError):
+    """The caller's deadline came before its task was learnt."""
 
 
 class NotServingError(ServingError):

@@ -15,6 +15,7 @@ from metanas.artifact import TASK_KIND, unpack
 from metanas.errors import CorruptArtifactError, InvalidConfigError
 from metanas.model import AdaptationReport, TaskModel
 from metanas.preprocessing import Preprocessing
+from metanas.schedule import Schedule
 from metanas.space import Genotype
 
 _KEY = "server"
@@ -30,6 +31,13 @@ class ServerFacts:
     """How long the adaptation ran; waiting for it not counted."""
     warnings: tuple[str, ...] = ()
     """What fell back or is doubtful, in words."""
+    request_sha256: str = ""
+    """Of what it was learnt from; empty for a task of an earlier version of the server."""
+    version: int = 1
+    parent_task_id: str = ""
+    """Of the task that it is an update of; empty for a first version."""
+    first_task_id: str = ""
+    """Of the first version; empty for a first version."""
 
     def written_into(self, task: TaskModel) -> TaskModel:
         """The same task with these facts in its provenance."""
@@ -45,6 +53,10 @@ class ServerFacts:
             created_unix_seconds=float(values["created_unix_seconds"]),
             adapt_seconds=float(values["adapt_seconds"]),
             warnings=tuple(str(warning) for warning in values["warnings"]),
+            request_sha256=str(values.get("request_sha256", "")),
+            version=int(values.get("version", 1)),
+            parent_task_id=str(values.get("parent_task_id", "")),
+            first_task_id=str(values.get("first_task_id", "")),
         )
 
 
@@ -58,6 +70,8 @@ class TaskFacts:
     report: AdaptationReport
     preprocessing: Preprocessing
     support_image_count: int
+    schedule: Schedule | None
+    """How it was learnt; None for a task of an earlier version."""
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str) -> Self:
@@ -71,13 +85,15 @@ class TaskFacts:
         """
         metadata, tensors = unpack(data, TASK_KIND, name=name)
         try:
+            schedule = metadata["provenance"].get("schedule")
             return cls(
                 server=ServerFacts.from_provenance(metadata["provenance"]),
                 class_names=tuple(metadata["class_names"]),
                 genotype=Genotype.from_dict(metadata["genotype"]),
-                report=AdaptationReport(**metadata["report"]),
+                report=AdaptationReport.from_dict(metadata["report"]),
                 preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
                 support_image_count=len(tensors["support/labels"]),
+                schedule=None if schedule is None else Schedule.from_dict(schedule),
             )
         except (KeyError, TypeError, ValueError, InvalidConfigError) as error:
             raise CorruptArtifactError(
@@ -89,3 +105,8 @@ class TaskFacts:
     def task_id(self) -> str:
         """The task's id."""
         return self.server.task_id
+
+    @property
+    def first_task_id(self) -> str:
+        """The id of its first version, perhaps its own."""
+        return self.server.first_task_id or self.server.task_id

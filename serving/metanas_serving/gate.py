@@ -2,7 +2,7 @@
 
     Gate.passing     with gate.passing(): answer one call
     Gate.open        from now on calls pass
-    Gate.close       from now on none does; those inside go on
+    Gate.close       from now on none does; those inside go on, streams of them ask ``check_open``
     Gate.cut_off     those inside are to leave; they ask ``check_inside`` on their way
     Gate.wait_empty  until the last one is out
 
@@ -65,6 +65,16 @@ class Gate:
         with self._changed:
             self._closed_because = DRAINING
             self._cut_off = True
+
+    def check_open(self) -> None:
+        """Return if calls may pass.
+
+        Raises:
+            NotServingError: the gate is closed.
+        """
+        with self._changed:
+            if self._closed_because is not None:
+                raise NotServingError(self._closed_because)
 
     def check_inside(self) -> None:
         """Return if a call that is inside may go on.

@@ -1,35 +1,40 @@
 """Adaptations off the request threads: a bounded queue in front of a few worker processes.
 
-    Adaptations.admission   with adaptations.admission(): one of the places, or QueueFullError
-    Adaptations.submit      an order into the queue  ->  Job
-    Job.result              waits for the learnt task
+    Adaptations.admission   with adaptations.admission() as place: a place, or QueueFullError
+    Adaptations.submit      a job into the queue, in that place
     Adaptations.cancel      takes a job out of the queue, or stops its work within one gradient step
+    Adaptations.wait_idle   until no job waits or runs
 
 A place is taken before a request is even decoded, so that no more requests than there are places
-can hold threads and memory. Each worker process has one thread here that waits for it. One lock
-guards queue, places and counts; no one computes under it.
+can hold threads and memory; it is free when its job is over. Each worker process has one thread here
+that waits for it. One lock guards queue, places and counts; no one computes under it.
 
 The server is ready with its first worker; the others start after it, beside the first calls. A job
 may use its share of the cores: all of them if it is alone when it starts.
 """
 
-import dataclasses
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from metanas.errors import AdaptationCancelledError, MetaNASError
 from metanas_serving.config import ServerConfig
 from metanas_serving.errors import NotServingError, QueueFullError, StartupError
 from metanas_serving.gate import CUT_OFF, DRAINING
+from metanas_serving.job import Job, State
 from metanas_serving.meta_file import read_meta
 from metanas_serving.work import Done, Order, Start
 from metanas_serving.worker import Worker
+
+if TYPE_CHECKING:  # it needs torch
+    from metanas_serving.facts import TaskFacts
 
 _log = logging.getLogger(__name__)
 
@@ -37,39 +42,10 @@ _POLL_SECONDS = 0.1
 _CORES = os.cpu_count() or 1
 
 
-class Job:
-    """One order on its way."""
+class Place:
+    """One of the places for adaptations, held by a request until its job has it."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self._stop = threading.Event()
-        self._answer: Future[Done] = Future()
-
-    def result(self) -> Done:
-        """Wait for the learnt task.
-
-        Raises:
-            AdaptationCancelledError: the job was cancelled.
-            NotServingError: the server stopped first.
-            MetaNASError: whatever ended the work.
-        """
-        return self._answer.result()
-
-    def stop(self) -> None:
-        """Ask whoever works on it to leave it."""
-        self._stop.set()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it is to be left."""
-        return self._stop.is_set()
-
-    def finish(self, answer: Done | Exception) -> None:
-        """Give ``result`` what it waits for."""
-        if isinstance(answer, Exception):
-            self._answer.set_exception(answer)
-        else:
-            self._answer.set_result(answer)
+    is_given = False
 
 
 class Adaptations:
@@ -82,7 +58,7 @@ class Adaptations:
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._running: set[Job] = set()
-        self._places_taken = 0
+        self._arriving = 0
         self._closing = False
         self._warm_up: Future[Done] = Future()
         self._threads = [
@@ -141,39 +117,45 @@ class Adaptations:
             raise StartupError(f"the adaptation process does not start: {error}") from error
 
     @contextmanager
-    def admission(self) -> Iterator[None]:
-        """Hold one of the places for an adaptation.
+    def admission(self) -> Iterator[Place]:
+        """Hold one of the places for an adaptation, until a job has it.
+
+        Raises:
+            QueueFullError: all are taken.
+        """
+        place = Place()
+        with self._changed:
+            self._check_room()
+            self._arriving += 1
+        try:
+            yield place
+        finally:
+            with self._changed:
+                self._arriving -= not place.is_given
+
+    def check_room(self) -> None:
+        """Return if there is a place now.
 
         Raises:
             QueueFullError: all are taken.
         """
         with self._changed:
-            if self._places_taken >= len(self._workers) + self._max_queue:
-                running = len(self._running)
-                raise QueueFullError(
-                    f"{running} adaptations run and {self._places_taken - running} wait; the server lets "
-                    f"{self._max_queue} wait (--max-queue); send the request again later"
-                )
-            self._places_taken += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._places_taken -= 1
+            self._check_room()
 
-    def submit(self, order: Order) -> Job:
-        """Put an order at the end of the queue; hold an ``admission`` until its ``result``.
+    def submit(self, job: Job, place: Place) -> None:
+        """Put a job at the end of the queue; ``place`` is its own from now on.
 
         Raises:
             NotServingError: the workers are closing.
         """
-        job = Job(order)
         with self._changed:
             if self._closing:
                 raise NotServingError(DRAINING)
+            self._arriving -= 1
+            place.is_given = True
             self._queue.append(job)
-            self._changed.notify()
-        return job
+            self._line_up()
+            self._changed.notify_all()
 
     def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or stop it; nothing if it is over."""
@@ -183,7 +165,21 @@ class Adaptations:
                 self._queue.remove(job)
             except ValueError:
                 return
-        job.finish(AdaptationCancelledError("adaptation was cancelled while it waited for its turn"))
+            self._line_up()
+            self._changed.notify_all()
+        job.finish(AdaptationCancelledError(f"adaptation was cancelled {job.view.how_far}"))
+
+    def wait_idle(self, timeout_seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> int:
+        """Wait until no job waits or runs, ``timeout_seconds`` are over, or ``hurry`` says so.
+
+        Returns:
+            How many jobs wait or run.
+        """
+        end = time.monotonic() + timeout_seconds
+        with self._changed:
+            while (count := self._present) and (left := end - time.monotonic()) > 0 and not hurry():
+                self._changed.wait(min(left, _POLL_SECONDS))
+            return count
 
     def close(self) -> None:
         """End all work and all processes: jobs that wait or run fail with NotServingError."""
@@ -198,6 +194,23 @@ class Adaptations:
             if thread.ident is not None:
                 thread.join()
 
+    @property
+    def _present(self) -> int:
+        return len(self._queue) + len(self._running)
+
+    def _check_room(self) -> None:
+        taken = self._arriving + self._present
+        if taken >= len(self._workers) + self._max_queue:
+            running = len(self._running)
+            raise QueueFullError(
+                f"{running} adaptations run and {taken - running} wait; the server lets "
+                f"{self._max_queue} wait (--max-queue); send the request again later"
+            )
+
+    def _line_up(self) -> None:
+        for position, job in enumerate(self._queue):
+            job.wait_in_line(position)
+
     def _serve(self, worker: Worker) -> None:
         try:
             if worker is self._workers[0]:
@@ -209,7 +222,10 @@ class Adaptations:
                 answer = self._work(worker, job)
                 with self._changed:
                     self._running.discard(job)
+                    self._changed.notify_all()
                 job.finish(answer)
+                if job.view.state is State.FAILED:  # perhaps no one waits for it
+                    _log.error("adapt: job %s failed: %s", job.job_id, answer)
                 self._revive(worker)
         finally:
             worker.close()
@@ -228,14 +244,17 @@ class Adaptations:
                 return None
             job = self._queue.popleft()
             self._running.add(job)
-            job.order = dataclasses.replace(job.order, threads=max(1, _CORES // len(self._running)))
+            job.begin(threads=max(1, _CORES // len(self._running)))
+            self._line_up()
             return job
 
-    def _work(self, worker: Worker, job: Job) -> Done | Exception:
+    def _work(self, worker: Worker, job: Job) -> "TaskFacts | Exception":
         try:
-            return worker.adapt(job.order, should_stop=lambda: job.stopped or self._closing)
+            return job.keep(
+                worker.adapt(job.order, should_stop=lambda: job.is_stopped or self._closing, on_progress=job.advance)
+            )
         except AdaptationCancelledError as error:
-            return NotServingError(CUT_OFF) if self._closing and not job.stopped else error
+            return NotServingError(CUT_OFF) if self._closing and not job.is_stopped else error
         except Exception as error:  # the thread has to live on for the jobs behind this one
             return error
 

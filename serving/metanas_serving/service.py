@@ -1,37 +1,44 @@
 """The contract's calls, thin: each is a few steps through the parts that do the work.
 
-    Adapt       admission -> codec -> jobs -> engine -> store
-    Classify    engine, or store -> engine; codec; engine; codec
-    GetTask, ListTasks, DeleteTask, ExportTask    store
+    Adapt, StartAdapt, UploadAdapt, UpdateTask, CancelAdapt    learner
+    WatchAdapt, GetJob, ListJobs                               ledger
+    Classify, ClassifyStream                                   store -> codec -> classifier -> codec
+    GetTask, ListTasks, ListVersions, DeleteTask, ExportTask   store
+    SetAlias, ListAliases, DeleteAlias                         aliases
 
-Every call goes in through the gate, and every error out through ``status``.
+Every call goes in and out by ``call``; those that last have threads of their own.
 """
 
 import logging
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
 
 import grpc
 
 from metanas.artifact import task_from_bytes
-from metanas.errors import AdaptationCancelledError
-from metanas.preprocessing import Preprocessing
+from metanas.errors import MetaNASError
 from metanas_export import onnx_bytes
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
-from metanas_serving import codec, status
-from metanas_serving.engine import Answerer, Engine
-from metanas_serving.errors import CallerGoneError, InvalidRequestError
-from metanas_serving.facts import TaskFacts
+from metanas_serving import codec, streams
+from metanas_serving.aliases import Aliases
+from metanas_serving.arrival import waited_seconds
+from metanas_serving.call import Check, answering, wanted
+from metanas_serving.classifying import Classifier
+from metanas_serving.engine import Engine
+from metanas_serving.errors import InvalidRequestError
 from metanas_serving.gate import Gate
-from metanas_serving.jobs import Adaptations
+from metanas_serving.job import JobView
+from metanas_serving.learning import Learner
+from metanas_serving.ledger import Ledger
 from metanas_serving.store import TaskStore
-from metanas_serving.work import Done, Order
 
 _log = logging.getLogger(__name__)
 
 MAX_CHUNK_BYTES = 1024 * 1024
+
+# How soon a stream that waits sees that its caller has gone or the server stops.
+_LOOK_SECONDS = 0.25
 
 
 class FewShotService(few_shot_pb2_grpc.FewShotServicer):
@@ -40,88 +47,163 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     def __init__(
         self,
         gate: Gate,
-        adaptations: Adaptations,
+        learner: Learner,
         *,
+        ledger: Ledger,
+        aliases: Aliases,
         store: TaskStore,
         engine: Engine,
-        preprocessing: Preprocessing,
-        max_support_images: int,
+        classifier: Classifier,
         max_classify_images: int,
     ) -> None:
         self._gate = gate
-        self._adaptations = adaptations
+        self._learner = learner
+        self._ledger = ledger
+        self._aliases = aliases
+        self._streams = streams.Streams()
         self._store = store
         self._engine = engine
-        self._preprocessing = preprocessing
-        self._max_support_images = max_support_images
+        self._classifier = classifier
         self._max_classify_images = max_classify_images
 
     def Adapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptResponse:  # noqa: N802
         """Learn a task and keep it."""
-        with self._answering(context), self._adaptations.admission():
-            support = codec.read_support(
-                request, self._preprocessing, max_images=self._max_support_images, check=self._wanted(context)
-            )
-            learnt = self._learn(
-                Order(
-                    task_id=uuid.uuid4().hex,
-                    images=support.images,
-                    labels=support.labels,
-                    class_names=support.class_names,
-                    seed=request.seed,
-                    warnings=support.warnings,
-                ),
-                context,
-            )
-            facts = TaskFacts.from_bytes(learnt.data, name="the learnt task")
-            # Before it is kept, so that a task that is kept can answer.
-            answerer = self._engine.build(learnt.onnx, facts.preprocessing)
-            self._store.add(facts, learnt.data)
-            self._engine.keep(facts.task_id, answerer)
-            _log.info(
-                "adapt: task %s, %d classes, %d images, %.2f s, support accuracy %.3f, %d of %d parameters",
-                facts.task_id,
-                len(facts.class_names),
-                facts.support_image_count,
-                facts.server.adapt_seconds,
-                facts.report.support_accuracy,
-                facts.report.parameter_count,
-                facts.report.one_shot_parameter_count,
-            )
+        with answering(self._gate, context):
+            facts = self._learner.learn(request, context, check=wanted(self._gate, context))
             return pb.AdaptResponse(task=codec.task_message(facts))
+
+    def StartAdapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
+        """Start a job."""
+        with answering(self._gate, context):
+            return codec.job_message(self._learner.start(request, check=wanted(self._gate, context)).view)
+
+    def UploadAdapt(  # noqa: N802
+        self, request_iterator: Iterator[pb.AdaptRequest], context: grpc.ServicerContext
+    ) -> pb.AdaptJob:
+        """Start a job with a support set in pieces."""
+        with answering(self._gate, context), self._streams.open():
+            pieces = streams.received(request_iterator)
+            return codec.job_message(self._learner.upload(pieces, check=wanted(self._gate, context)).view)
+
+    def UpdateTask(self, request: pb.UpdateTaskRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
+        """Start a job for a new version of a task."""
+        with answering(self._gate, context):
+            job = self._learner.update(request, self._task_id(request.task_id), check=wanted(self._gate, context))
+            return codec.job_message(job.view)
+
+    def WatchAdapt(  # noqa: N802
+        self, request: pb.WatchAdaptRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.AdaptJob]:
+        """Tell how a job is until it is over."""
+        with answering(self._gate, context), self._streams.open():
+            job = self._ledger.get(request.job_id)
+            check = wanted(self._gate, context)
+            seen: JobView | None = None
+            while not (seen and seen.is_over):
+                view = job.wait_for(lambda view: view is not seen, _LOOK_SECONDS)  # noqa: B023  # asked at once
+                if view is not seen:
+                    yield codec.job_message(view)
+                    seen = view
+                else:
+                    check()
+
+    def CancelAdapt(self, request: pb.CancelAdaptRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
+        """End a job."""
+        with answering(self._gate, context):
+            return codec.job_message(self._learner.cancel(self._ledger.get(request.job_id)))
+
+    def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
+        """Tell how a job is."""
+        with answering(self._gate, context):
+            return codec.job_message(self._ledger.get(request.job_id).view)
+
+    def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:  # noqa: N802
+        """Tell how all jobs are."""
+        with answering(self._gate, context):
+            return pb.ListJobsResponse(jobs=[codec.job_message(job.view) for job in self._ledger.list()])
 
     def Classify(  # noqa: N802
         self, request: pb.ClassifyRequest, context: grpc.ServicerContext
     ) -> pb.ClassifyResponse:
         """Answer with a task."""
-        with self._answering(context):
-            facts = self._store.get(codec.check_task_id(request.task_id))
-            images = codec.read_images(
-                request, facts.preprocessing, max_images=self._max_classify_images, check=self._wanted(context)
+        with answering(self._gate, context):
+            return self._classify(
+                request, request.task_id, check=wanted(self._gate, context), queued_seconds=waited_seconds()
             )
-            answerer = self._engine.get(facts.task_id) or self._load(facts.task_id)
-            probabilities = answerer.probabilities(images)
-            return pb.ClassifyResponse(classifications=codec.classifications(probabilities, facts.class_names))
+
+    def ClassifyStream(  # noqa: N802
+        self, request_iterator: Iterator[pb.ClassifyRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ClassifyResponse]:
+        """Answer request after request."""
+        with answering(self._gate, context), self._streams.open():
+            check = wanted(self._gate, context)
+            task_id = ""
+            for number, request in enumerate(streams.received(request_iterator)):
+                self._gate.check_open()  # a stream is not to hold up a server that drains
+                task_id = request.task_id or task_id
+                try:
+                    answer = self._classify(request, task_id, check=check, queued_seconds=0.0)
+                except MetaNASError as error:
+                    raise type(error)(f"request {number} of the stream: {error}") from error
+                yield answer
+
+    # gRPC looks for this attribute of a method.
+    UploadAdapt.experimental_thread_pool = streams.THREADS  # type: ignore[attr-defined]
+    WatchAdapt.experimental_thread_pool = streams.THREADS  # type: ignore[attr-defined]
+    ClassifyStream.experimental_thread_pool = streams.THREADS  # type: ignore[attr-defined]
 
     def GetTask(self, request: pb.GetTaskRequest, context: grpc.ServicerContext) -> pb.Task:  # noqa: N802
         """Describe a task."""
-        with self._answering(context):
-            return codec.task_message(self._store.get(codec.check_task_id(request.task_id)))
+        with answering(self._gate, context):
+            return codec.task_message(self._store.get(self._task_id(request.task_id)))
 
     def ListTasks(  # noqa: N802
         self, request: pb.ListTasksRequest, context: grpc.ServicerContext
     ) -> pb.ListTasksResponse:
         """Describe all tasks, oldest first."""
-        with self._answering(context):
+        with answering(self._gate, context):
             return pb.ListTasksResponse(tasks=[codec.task_message(facts) for facts in self._store.list()])
+
+    def ListVersions(  # noqa: N802
+        self, request: pb.ListVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListTasksResponse:
+        """Describe the versions of a task, oldest first."""
+        with answering(self._gate, context):
+            first = self._store.get(self._task_id(request.task_id)).first_task_id
+            versions = [facts for facts in self._store.list() if facts.first_task_id == first]
+            return pb.ListTasksResponse(tasks=map(codec.task_message, versions))
+
+    def SetAlias(self, request: pb.SetAliasRequest, context: grpc.ServicerContext) -> pb.Alias:  # noqa: N802
+        """Give a task an alias, or move it."""
+        with answering(self._gate, context):
+            task_id = self._aliases.set(request.alias, codec.check_task_id(request.task_id))
+            _log.info("alias: %s is task %s", request.alias, task_id)
+            return pb.Alias(alias=request.alias, task_id=task_id)
+
+    def ListAliases(  # noqa: N802
+        self, request: pb.ListAliasesRequest, context: grpc.ServicerContext
+    ) -> pb.ListAliasesResponse:
+        """Name all aliases."""
+        with answering(self._gate, context):
+            aliases = [pb.Alias(alias=alias, task_id=task_id) for alias, task_id in self._aliases.list()]
+            return pb.ListAliasesResponse(aliases=aliases)
+
+    def DeleteAlias(  # noqa: N802
+        self, request: pb.DeleteAliasRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteAliasResponse:
+        """Take an alias away."""
+        with answering(self._gate, context):
+            self._aliases.remove(request.alias)
+            return pb.DeleteAliasResponse()
 
     def DeleteTask(  # noqa: N802
         self, request: pb.DeleteTaskRequest, context: grpc.ServicerContext
     ) -> pb.DeleteTaskResponse:
         """Forget a task."""
-        with self._answering(context):
+        with answering(self._gate, context):
             task_id = codec.check_task_id(request.task_id)
-            self._store.delete(task_id)
+            with self._aliases.without(task_id):
+                self._store.delete(task_id)
             self._engine.drop(task_id)
             _log.info("delete: task %s", task_id)
             return pb.DeleteTaskResponse()
@@ -130,37 +212,35 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         self, request: pb.ExportTaskRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExportTaskChunk]:
         """Stream a task's file."""
-        with self._answering(context):
-            data = self._file(codec.check_task_id(request.task_id), request.format)
+        with answering(self._gate, context):
+            data = self._file(self._task_id(request.task_id), request.format)
             for first in range(0, len(data), MAX_CHUNK_BYTES):
                 yield pb.ExportTaskChunk(data=data[first : first + MAX_CHUNK_BYTES])
 
-    def _wanted(self, context: grpc.ServicerContext) -> Callable[[], None]:
-        """What raises once the caller has gone or the server cuts its calls off."""
+    def _task_id(self, name: str) -> str:
+        """The id of the task that a request names by its id or an alias."""
+        return self._aliases.resolve(codec.check_task_id(name))
 
-        def check() -> None:
-            self._gate.check_inside()
-            if not context.is_active():
-                raise CallerGoneError("the caller has gone; its images are left undecoded")
-
-        return check
-
-    def _learn(self, order: Order, context: grpc.ServicerContext) -> Done:
-        job = self._adaptations.submit(order)
-        if not context.add_callback(lambda: self._adaptations.cancel(job)):
-            self._adaptations.cancel(job)  # the caller has gone already
-        learnt = job.result()
-        if not context.is_active():
-            raise AdaptationCancelledError("the caller has gone; the task is not kept")
-        return learnt
-
-    def _load(self, task_id: str) -> Answerer:
-        task = task_from_bytes(self._store.read(task_id), name=f"the file of task {task_id}")
-        answerer = self._engine.build(onnx_bytes(task), task.preprocessing)
-        self._engine.keep(task_id, answerer)
-        if task_id not in self._store:  # deleted meanwhile, perhaps before it was kept
-            self._engine.drop(task_id)
-        return answerer
+    def _classify(
+        self, request: pb.ClassifyRequest, task_id: str, *, check: Check, queued_seconds: float
+    ) -> pb.ClassifyResponse:
+        begin = time.perf_counter()
+        facts = self._store.get(self._task_id(task_id))
+        images = codec.read_images(
+            request.images, facts.preprocessing, max_images=self._max_classify_images, check=check
+        )
+        decoded = time.perf_counter()
+        probabilities = self._classifier.probabilities(facts.task_id, images)
+        computed = time.perf_counter()
+        return pb.ClassifyResponse(
+            classifications=codec.classifications(probabilities, facts.class_names, top_k=request.top_k),
+            timing=pb.Timing(
+                queue_milliseconds=1000 * queued_seconds,
+                decode_milliseconds=1000 * (decoded - begin),
+                compute_milliseconds=1000 * (computed - decoded),
+            ),
+            task_id=facts.task_id,
+        )
 
     def _file(self, task_id: str, format_: int) -> bytes:
         if format_ not in (pb.ExportTaskRequest.FORMAT_TASK_MODEL, pb.ExportTaskRequest.FORMAT_ONNX):
@@ -169,11 +249,3 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         # Read in any case: a damaged file is not passed on.
         task = task_from_bytes(data, name=f"the file of task {task_id}")
         return data if format_ == pb.ExportTaskRequest.FORMAT_TASK_MODEL else onnx_bytes(task)
-
-    @contextmanager
-    def _answering(self, context: grpc.ServicerContext) -> Iterator[None]:
-        try:
-            with self._gate.passing():
-                yield
-        except Exception as error:
-            status.abort(context, error)

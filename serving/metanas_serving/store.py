@@ -213,7 +213,7 @@ class TaskStore:
                 path.unlink(missing_ok=True)
             elif _FILE_NAME.fullmatch(path.name):
                 self._unread.add(path.stem)
-            elif path.name != _LOCK_NAME:
+            elif not path.name.startswith("."):  # the lock, and the secret of ``keys``
                 _log.info("leaving %s alone: not the file of a task", path)
         _log.info("store %s holds %d files of tasks", folder, len(self._unread))
 

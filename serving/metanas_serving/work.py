@@ -1,17 +1,22 @@
 """What passes between the server and an adaptation process, over a pipe.
 
     server -> process    Start once, then Order after Order, perhaps with a Stop behind it
-    process -> server    Ready or Failed once, then Done or Failed for each Order
+    process -> server    Ready or Failed once, then for each Order Step after Step, among them Pruned,
+                         and last Done or Failed
 
 Plain values and arrays. Both ends are ours and the pipe is private, so pickling them is safe.
 """
 
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # they need torch, which the server imports while its first process starts
+    from metanas.schedule import Schedule
+    from metanas.space import Genotype
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,16 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a new version of a task is an update of."""
+
+    version: int
+    """Of the new one."""
+    parent_task_id: str
+    first_task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """One task to learn."""
 
@@ -36,8 +51,14 @@ class Order:
     """Class number of each image."""
     class_names: tuple[str, ...]
     seed: int
+    schedule: "Schedule"
+    """How it is learnt."""
+    request_sha256: str
+    """Of the support set, seed and options, in hexadecimal: tells whether a request is the same."""
     warnings: tuple[str, ...] = ()
     """What is to be told about the task."""
+    lineage: Lineage | None = None
+    """What it is an update of; None: of nothing."""
     threads: int = 1
     """Cores that it may use: as many as no other order needs. What is learnt does not depend on it."""
 
@@ -45,6 +66,30 @@ class Order:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the order that is being worked on; nothing if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A gradient step is done."""
+
+    phase: str
+    """"architecture" or "weights"."""
+    step: int
+    """Steps done in both phases together, from 1."""
+    steps: int
+    loss: float
+    temperature: float
+    accuracy: float
+    """Of the step's images, before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The architecture is chosen."""
+
+    genotype: "Genotype"
+    parameter_count: int
+    """Head included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +117,6 @@ class Failed:
     """Of the core's tree or of ours."""
 
 
-Message: TypeAlias = Start | Order | Stop | Ready | Done | Failed
+Progress: TypeAlias = Step | Pruned
+Message: TypeAlias = Start | Order | Stop | Ready | Progress | Done | Failed
 Pipe: TypeAlias = "Connection[Message, Message]"  # quoted: the class takes no parameters at run time

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 
 from metanas.errors import AdaptationCancelledError
 from metanas_serving.errors import WorkerError
-from metanas_serving.work import Done, Failed, Message, Order, Pipe, Ready, Start, Stop
+from metanas_serving.work import Done, Failed, Message, Order, Pipe, Progress, Ready, Start, Stop
 
 # How soon a cancel is passed on; a gradient step is longer than that.
 _POLL_SECONDS = 0.02
@@ -80,11 +80,12 @@ class Worker:
             raise WorkerError(f"the adaptation process answered {type(answer).__name__} before it was ready")
         return answer.warm_up
 
-    def adapt(self, order: Order, *, should_stop: Callable[[], bool]) -> Done:
+    def adapt(self, order: Order, *, should_stop: Callable[[], bool], on_progress: Callable[[Progress], None]) -> Done:
         """Learn one task.
 
         Args:
             should_stop: asked many times a second; the process stops within a gradient step.
+            on_progress: told how far it has got.
 
         Raises:
             AdaptationCancelledError: ``should_stop`` said so.
@@ -97,7 +98,7 @@ class Worker:
             self._pipe.send(order)
         except OSError as error:
             raise self._died("before it learnt the task") from error
-        answer = self._answer("while it learnt the task", should_stop=should_stop)
+        answer = self._answer("while it learnt the task", should_stop=should_stop, on_progress=on_progress)
         if isinstance(answer, Done):
             return answer
         if isinstance(answer, Failed):
@@ -120,13 +121,19 @@ class Worker:
         should_stop: Callable[[], bool],
         stop_seconds: float = _STOP_SECONDS,
         limit_seconds: float = math.inf,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> Message:
         """Wait for the process; one that was told to stop has ``stop_seconds`` to answer."""
         assert self._pipe is not None
         begin = time.monotonic()
         told_at: float | None = None
         try:
-            while not self._pipe.poll(_POLL_SECONDS):
+            while True:
+                if self._pipe.poll(_POLL_SECONDS):
+                    message = self._pipe.recv()
+                    if not isinstance(message, Progress):
+                        return message
+                    on_progress(message)
                 now = time.monotonic()
                 if told_at is None and should_stop():
                     told_at = now
@@ -137,7 +144,6 @@ class Worker:
                 if now - begin > limit_seconds:
                     self.close()
                     raise WorkerError(f"the adaptation process was not ready within {limit_seconds:g} s")
-            return self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died(when) from error
 

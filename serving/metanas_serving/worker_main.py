@@ -3,7 +3,8 @@
     python -m metanas_serving.worker_main DESCRIPTOR    started by ``worker``, not by hand
 
 It lives until the pipe closes, so it does not outlive its server, however that ends. Before every
-gradient step it looks into the pipe: whatever is there, a ``Stop`` or the end, ends the adaptation.
+gradient step it looks into the pipe: whatever is there, a ``Stop`` or the end, ends the adaptation;
+after every step it says how far it has got.
 
 It knows the core, the export and the pipe; nothing of gRPC, the store or other workers.
 """
@@ -24,13 +25,14 @@ import torch
 from metanas import native
 from metanas.artifact import meta_from_bytes, task_to_bytes
 from metanas.errors import MetaNASError
-from metanas.learner import adapt
+from metanas.learner import AdaptationTrace, StepReport, adapt
 from metanas.model import MetaModel, TaskModel
+from metanas.network import count_parameters
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving.errors import WorkerError
 from metanas_serving.facts import ServerFacts
-from metanas_serving.work import Done, Failed, Order, Pipe, Ready, Start
+from metanas_serving.work import Done, Failed, Order, Pipe, Pruned, Ready, Start, Step
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def main(descriptor: int) -> int:
             message = pipe.recv()
             if isinstance(message, Order):  # a Stop here came too late: its order is done
                 pipe.send(_work(meta, message, pipe=pipe))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, ConnectionError):
         return 0
 
 
@@ -78,7 +80,7 @@ def _work(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done | Failed:
         return _learn(meta, order, pipe=pipe)
     except MetaNASError as error:
         return Failed(error)
-    except (EOFError, ConnectionResetError):
+    except (EOFError, ConnectionError):
         raise
     except Exception as error:  # whatever it is, the process is fit for the next order
         _log.exception("adaptation of task %s failed", order.task_id)
@@ -91,13 +93,30 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
     )
     native.set_threads(order.threads)
     begin = time.perf_counter()
-    # The server sends one order at a time, so what comes meanwhile is a Stop, or the pipe's end.
-    task = adapt(meta, support, seed=order.seed, should_stop=lambda: pipe.poll() and bool(pipe.recv()))
+
+    def tell_step(report: StepReport) -> None:
+        pipe.send(Step(report.phase, report.step, report.steps, report.loss, report.temperature, report.accuracy))
+
+    def tell_pruned(trace: AdaptationTrace) -> None:
+        pipe.send(Pruned(trace.pruned.genotype, count_parameters(trace.pruned)))
+
+    task = adapt(
+        meta,
+        support,
+        schedule=order.schedule,
+        seed=order.seed,
+        on_step=tell_step,
+        # The server sends one order at a time, so what comes meanwhile is a Stop, or the pipe's end.
+        should_stop=lambda: pipe.poll() and bool(pipe.recv()),
+        on_trace=tell_pruned,
+    )
     facts = ServerFacts(
         task_id=order.task_id,
         created_unix_seconds=time.time(),
         adapt_seconds=time.perf_counter() - begin,
         warnings=(*order.warnings, *_slower()),
+        request_sha256=order.request_sha256,
+        **({} if order.lineage is None else dataclasses.asdict(order.lineage)),
     )
     return _done(task, facts)
 

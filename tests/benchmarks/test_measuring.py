@@ -112,7 +112,7 @@ def test_two_that_take_as_long_as_one_are_twice_the_throughput():
 def test_the_pace_of_a_phase_leaves_out_its_first_step():
     watch = Watch(started=0.0, ends={"architecture": [5.0, 6.0, 7.0], "weights": []})
     assert watch.seconds("architecture") == 3.0
-    watch.note(StepReport("weights", 4, 4, loss=1.0, temperature=1.0))
+    watch.note(StepReport("weights", 4, 4, loss=1.0, temperature=1.0, accuracy=1.0))
     assert len(watch.ends["weights"]) == 1
 
 

@@ -1,4 +1,7 @@
-"""A real gRPC server on a free port whose service records what arrives and gives canned answers."""
+"""A real gRPC server on a free port whose service records what arrives and gives canned answers.
+
+``small_meta`` is a meta-model for tests of what a real server exports.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,9 +10,16 @@ from concurrent import futures
 import grpc
 import numpy as np
 import pytest
+import torch
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from metanas.backbone import build_backbone
+from metanas.model import MetaModel
+from metanas.preprocessing import Preprocessing
+from metanas.relaxation import initial_architecture
+from metanas.schedule import Schedule
+from metanas.space import SearchSpace
 from metanas_client import FewShotClient
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
@@ -54,6 +64,17 @@ class RecordingService(few_shot_pb2_grpc.FewShotServicer):
     def Adapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptResponse:  # noqa: N802
         self._arrive(request, context)
         return pb.AdaptResponse(task=canned_task())
+
+    def StartAdapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
+        self._arrive(request, context)
+        return pb.AdaptJob(job_id="job-1", state=pb.AdaptJob.STATE_QUEUED)
+
+    def WatchAdapt(  # noqa: N802
+        self, request: pb.WatchAdaptRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.AdaptJob]:
+        self._arrive(request, context)
+        yield pb.AdaptJob(job_id=request.job_id, state=pb.AdaptJob.STATE_RUNNING)
+        yield pb.AdaptJob(job_id=request.job_id, state=pb.AdaptJob.STATE_SUCCEEDED, task=canned_task())
 
     def Classify(  # noqa: N802
         self, request: pb.ClassifyRequest, context: grpc.ServicerContext
@@ -161,3 +182,30 @@ def closed_address() -> str:
 def grey() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """A grey image of 2 x 3 pixels."""
     return np.array([[0, 1, 2], [253, 254, 255]], dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def small_meta() -> MetaModel:
+    """Of colour pictures, with random weights; a task is learned in a moment."""
+    space = SearchSpace(
+        channels=8,
+        in_channels=3,
+        image_size=24,
+        cells=2,
+        reduction_cells=(1,),
+        nodes=2,
+        operations=("max_pool_3x3", "skip_connect", "sep_conv_3x3"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_backbone(space, None)
+    return MetaModel(
+        space=space,
+        weights={name: value.detach() for name, value in network.named_parameters()},
+        architecture=initial_architecture(space),
+        head_scale=10.0,
+        preprocessing=Preprocessing(
+            channels=3, height=24, width=24, invert=True, mean=(0.5, 0.4, 0.3), deviation=(0.2, 0.3, 0.4)
+        ),
+        schedule=Schedule(architecture_steps=3, weight_steps=3),
+    )

@@ -42,8 +42,10 @@ def test_adapt_sends_the_folder_and_prints_the_task(
 ) -> None:
     assert main(["adapt", str(folder), "--server", server.address, "--seed", "3"]) == 0
 
-    (request,) = service.requests
+    request, watched = service.requests
     assert isinstance(request, pb.AdaptRequest)
+    assert watched == pb.WatchAdaptRequest(job_id="job-1")
+    assert not request.HasField("options") or request.options == pb.AdaptOptions()
     assert [(entry.label, [image.encoded for image in entry.images]) for entry in request.support] == [
         ("cat", [b"cat/a.jpeg"]),
         ("dog", [b"dog/1.png", b"dog/2.JPG"]),

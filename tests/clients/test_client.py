@@ -231,7 +231,10 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
 
 def test_importing_the_client_loads_neither_torch_nor_the_core() -> None:
     # grpc_health is no subject here: grpc itself imports it wherever it is installed.
-    script = "import sys, metanas_client; print({'torch', 'onnx', 'onnxruntime', 'metanas'} & set(sys.modules))"
+    script = (
+        "import sys; from metanas_client import *; assert 'grpc' in sys.modules; "
+        "print({'torch', 'onnx', 'onnxruntime', 'metanas'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -13,6 +13,7 @@ from metanas_client import (
     DeadlineExceededError,
     FewShotClient,
     InvalidRequestError,
+    KeyTakenError,
     MetaNASClientError,
     RequestCancelledError,
     ResourceExhaustedError,
@@ -20,7 +21,7 @@ from metanas_client import (
     ServerUnavailableError,
     TaskNotFoundError,
 )
-from metanas_client.errors import translate
+from metanas_client.translation import translate
 
 if TYPE_CHECKING:
     from tests.clients.conftest import RecordingService
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 CASES = [
     (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequestError, "the server's words"),
     (grpc.StatusCode.NOT_FOUND, TaskNotFoundError, r"the server's words; client\.tasks\(\) lists"),
+    (grpc.StatusCode.ALREADY_EXISTS, KeyTakenError, "the server's words"),
     (grpc.StatusCode.RESOURCE_EXHAUSTED, ResourceExhaustedError, "the server's words; .*--max-message-mb"),
     (
         grpc.StatusCode.DEADLINE_EXCEEDED,

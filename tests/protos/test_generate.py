@@ -39,6 +39,10 @@ def test_the_contract_regenerates_to_the_committed_bytes(script: ModuleType, tmp
         "metanas_proto/v1/few_shot_pb2.pyi",
         "metanas_proto/v1/few_shot_pb2_grpc.py",
         "metanas_proto/v1/few_shot_pb2_grpc.pyi",
+        "metanas_proto/inference/open_inference_pb2.py",
+        "metanas_proto/inference/open_inference_pb2.pyi",
+        "metanas_proto/inference/open_inference_pb2_grpc.py",
+        "metanas_proto/inference/open_inference_pb2_grpc.pyi",
     }
     assert script.differing(PROTOS, tmp_path) == []
 

@@ -191,7 +191,8 @@ class ServerProcess(Client):
     """A server as a user starts it, and a client of it."""
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
-        self._log = (folder / "server.log").open("ab")
+        self.log_path = folder / "server.log"
+        self._log = self.log_path.open("ab")
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "serving" / "server.py"), "--port", "0", *arguments],
             cwd=folder,
@@ -223,6 +224,34 @@ def start_process(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
             return process
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def make_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
+    """As ``start_process``, for a module."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> ServerProcess:
+            process = ServerProcess(arguments, tmp_path_factory.mktemp("server"))
+            stack.callback(process.end)
+            return process
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def job_server(tiny_meta: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server process with a store, one worker and low limits, for all tests that leave it idle."""
+    folder = tmp_path_factory.mktemp("job_server")
+    process = ServerProcess(["--meta", str(tiny_meta), "--store", str(folder / "store"), *JOB_SERVER], folder)
+    yield process
+    process.end()
+
+
+JOB_SERVER = (
+    *("--adapt-workers", "1", "--max-queue", "3", "--max-adapt-steps", "20000"),
+    *("--max-message-mb", "1", "--max-upload-mb", "3", "--max-learning-rate", "0.5"),
+)
 
 
 def drawings(count: int, seed: int) -> list[Pixels]:

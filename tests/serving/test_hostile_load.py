@@ -30,7 +30,7 @@ def test_decoding_asks_before_every_image_whether_it_is_still_wanted(queries: li
             raise CallerGoneError("the caller has gone")
 
     with pytest.raises(CallerGoneError, match="the caller has gone"):
-        codec.read_images(pb.ClassifyRequest(images=queries), Preprocessing(), max_images=10, check=check)
+        codec.read_images(queries, Preprocessing(), max_images=10, check=check)
     assert len(asked) == 3
 
 

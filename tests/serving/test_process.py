@@ -42,17 +42,22 @@ def alive(process_id):
 
 
 def test_after_kill_9_every_finished_task_answers_to_the_same_bits(
-    tmp_path, tiny_meta, start_process, support, queries
+    tmp_path, tiny_meta, start_process, support, queries, refuses
 ):
     store = tmp_path / "store"
     first = start_process("--meta", str(tiny_meta), "--store", str(store))
-    tasks = [first.adapt(support, seed=seed) for seed in (1, 2)]
+    keyed = first.request(support, seed=2)
+    keyed.idempotency_key = "a key"
+    tasks = [first.adapt(support, seed=1), first.stub.Adapt(keyed, timeout=60).task]
     answers = [first.classify(task.task_id, queries) for task in tasks]
     files = [first.export(task.task_id) for task in tasks]
     workers = children_of(first.process.pid)
     assert len(workers) == ServerConfig().adapt_workers
-    # Many images: still being learnt when the server dies.
-    first.begin_adapt({"cat": support["cat"] * 50, "dog": support["dog"] * 50})
+    # Many steps: still being learnt when the server dies.
+    lost = first.request(support)
+    lost.idempotency_key = "another key"
+    lost.options.architecture_steps = 900
+    first.stub.StartAdapt(lost, timeout=20)
     time.sleep(0.5)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
@@ -64,8 +69,15 @@ def test_after_kill_9_every_finished_task_answers_to_the_same_bits(
     assert [second.classify(task.task_id, queries) for task in tasks] == answers
     assert [second.export(task.task_id) for task in tasks] == files
     assert sorted(path.name for path in store.iterdir()) == sorted(
-        [".lock", f"{'0' * 32}.pt.corrupt", *(f"{task.task_id}.pt" for task in tasks)]
+        [".lock", ".secret", f"{'0' * 32}.pt.corrupt", *(f"{task.task_id}.pt" for task in tasks)]
     )
+    found = second.stub.StartAdapt(keyed, timeout=20)
+    assert (found.state, found.task) == (pb.AdaptJob.STATE_SUCCEEDED, tasks[1])
+    keyed.seed = 3
+    refuses(grpc.StatusCode.ALREADY_EXISTS, ["another support set, seed or options"], lambda: second.stub.Adapt(keyed))
+    again = second.stub.StartAdapt(lost, timeout=20)
+    assert again.state != pb.AdaptJob.STATE_SUCCEEDED
+    second.stub.CancelAdapt(pb.CancelAdaptRequest(job_id=again.job_id), timeout=40)
     end = time.monotonic() + 20  # one that still starts finds out when it is ready
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < end, "an adaptation process outlived its server"
@@ -78,13 +90,17 @@ def test_after_kill_9_every_finished_task_answers_to_the_same_bits(
     assert f"error: another server (process {second.process.pid}) uses the store" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    # A running call finishes after SIGTERM, and is kept.
+    # A running call and a started job finish after SIGTERM, and are kept.
     call = second.begin_adapt({"cat": support["cat"] * 5, "dog": support["dog"] * 5})
+    started = second.request(support, seed=8)
+    started.options.weight_steps = 20
+    second.stub.StartAdapt(started, timeout=20)
     time.sleep(0.3)
     second.process.send_signal(signal.SIGTERM)
     kept = call.result().task.task_id
     assert second.process.wait(timeout=60) == 0
     assert (store / f"{kept}.pt").exists()
+    assert len(list(store.glob("*.pt"))) == len(tasks) + 2
     with pytest.raises(grpc.RpcError) as caught:
         second.stub.ListTasks(pb.ListTasksRequest(), timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,33 +1,63 @@
 """`metanas-client`: the client on the command line.
 
     adapt FOLDER               learn a task from a folder of class folders of PNG and JPEG files
+    jobs                       list the jobs that the server remembers
+    cancel JOB_ID              end a job
     classify TASK_ID IMAGE...  classify files
     tasks                      list the server's tasks
     delete TASK_ID             forget a task
     export TASK_ID FILE        write the task's file
+    run MODEL IMAGE...         classify files by an exported model, without a server
 
     exit status   0  done
-                  1  the server or the way to it failed
+                  1  the server, the way to it, or the runtime of an exported model failed
                   2  the command line or its input is wrong: nothing to gain from trying again
 
 Results go to standard output, as text or with `--json` as one JSON value; all else to standard
-error. It knows the public client and nothing below it.
+error. It knows the public client and nothing below it; what speaks gRPC is imported by the commands
+that ask a server, so that ``run`` does without.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
-from metanas_client.client import DEFAULT_TIMEOUT_SECONDS, FewShotClient
-from metanas_client.errors import InvalidRequestError, MetaNASClientError, TaskNotFoundError, UnsupportedImageError
-from metanas_client.messages import Prediction, TaskInfo
-from metanas_client.task import FORMATS
+from metanas_client.defaults import DEFAULT_TIMEOUT_SECONDS
+from metanas_client.errors import (
+    InvalidRequestError,
+    JobNotFoundError,
+    KeyTakenError,
+    MetaNASClientError,
+    ModelFileError,
+    ServerUnavailableError,
+    TaskNotFoundError,
+    UnsupportedImageError,
+)
+from metanas_client.local import TaskRunner
+from metanas_client.messages import ExportFormat, Prediction, TaskInfo
+from metanas_client.progress import job_line, print_progress
+
+if TYPE_CHECKING:
+    from metanas_client.adapt_request import AdaptOptions
+    from metanas_client.client import FewShotClient
+
+Outcome: TypeAlias = tuple[object, str]
+"""What a command found: as a JSON value, and as text."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_CALLERS_FAULTS = (
+    InvalidRequestError,
+    UnsupportedImageError,
+    TaskNotFoundError,
+    JobNotFoundError,
+    KeyTakenError,
+    ModelFileError,
+)
 
 
 def read_support_folder(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -64,12 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        with FewShotClient(options.server, timeout_seconds=options.timeout_seconds) as client:
-            result, text = options.run(client, options)
+        result, text = options.run(options)
         print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else text, flush=True)
     except MetaNASClientError as error:
         print(f"metanas-client: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidRequestError | UnsupportedImageError | TaskNotFoundError) else 1
+        return 2 if isinstance(error, _CALLERS_FAULTS) else 1
     except OSError as error:  # a file of the user's; what the transport raises was caught above
         print(f"metanas-client: {error}", file=sys.stderr)
         return 2
@@ -79,36 +108,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _adapt(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+def _at_server(command: Callable[["FewShotClient", argparse.Namespace], Outcome]) -> Callable[..., Outcome]:
+    """The command with a client of the server that the options name."""
+
+    def run(options: argparse.Namespace) -> Outcome:
+        from metanas_client.client import FewShotClient
+
+        with FewShotClient(options.server, timeout_seconds=options.timeout_seconds) as client:
+            return command(client, options)
+
+    return run
+
+
+def _adapt(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
     support, others = read_support_folder(options.folder)
     for other in others:
         print(f"skipped {other}: no PNG or JPEG file in a class folder", file=sys.stderr)
     image_count = sum(map(len, support.values()))
     print(f"adapting to {len(support)} classes, {image_count} images, at {client.address} ...", file=sys.stderr)
-    info = client.adapt(support, seed=options.seed).info
+    # A job, not the call that waits: for that, a support set may be too large.
+    job = client.start_adapt(
+        support, seed=options.seed, options=_chosen(options), idempotency_key=options.idempotency_key
+    )
+    try:
+        if options.progress:
+            print_progress(job.watch())
+        info = job.result().info
+    except BaseException as error:  # Ctrl-C too
+        if not isinstance(error, ServerUnavailableError):
+            job.cancel()
+        raise
     return asdict(info), _task_text(info)
 
 
-def _classify(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
-    answers = client.task(options.task_id).classify(options.images)
-    pairs = list(zip(options.images, answers, strict=True))
+def _chosen(options: argparse.Namespace) -> "AdaptOptions":
+    from metanas_client.adapt_request import AdaptOptions
+
+    return AdaptOptions(**{field.name: getattr(options, field.name) for field in fields(AdaptOptions)})
+
+
+def _jobs(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
+    statuses = client.jobs()
+    return [asdict(status) for status in statuses], "\n".join(map(job_line, statuses)) or "no jobs"
+
+
+def _cancel(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
+    status = client.job(options.job_id).cancel()
+    return asdict(status), job_line(status)
+
+
+def _classify(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
+    return _answers(options.images, client.task(options.task_id).classify(options.images))
+
+
+def _run(options: argparse.Namespace) -> Outcome:
+    with TaskRunner(options.model) as runner:
+        return _answers(options.images, runner.classify(options.images))
+
+
+def _answers(images: list[Path], answers: list[Prediction]) -> Outcome:
+    pairs = list(zip(images, answers, strict=True))
     return (
         [{"image": str(image), **asdict(answer)} for image, answer in pairs],
         "\n".join(_prediction_text(image, answer=answer) for image, answer in pairs),
     )
 
 
-def _tasks(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+def _tasks(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
     infos = [task.info for task in client.tasks()]
     return [asdict(info) for info in infos], "\n".join(map(_task_line, infos)) or "no tasks"
 
 
-def _delete(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+def _delete(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
     client.task(options.task_id).delete()
     return {"deleted": options.task_id}, f"deleted {options.task_id}"
 
 
-def _export(client: FewShotClient, options: argparse.Namespace) -> tuple[object, str]:
+def _export(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
     path = client.task(options.task_id).export(options.file, format=options.format)
     byte_count = path.stat().st_size
     return {"path": str(path), "bytes": byte_count}, f"wrote {path} ({byte_count / 1e6:.2f} MB)"
@@ -141,35 +217,60 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+    printed = argparse.ArgumentParser(add_help=False)
+    printed.add_argument("--json", action="store_true", help="print one JSON value")
+    shared = argparse.ArgumentParser(add_help=False, parents=[printed])
     shared.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="default: %(default)s")
     shared.add_argument(
         "--timeout-seconds", type=float, default=DEFAULT_TIMEOUT_SECONDS, help="of each call; default: %(default)g"
     )
-    shared.add_argument("--json", action="store_true", help="print one JSON value")
     parser = argparse.ArgumentParser(prog="metanas-client", description="Learn and use image tasks at a server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     adapt = commands.add_parser("adapt", parents=[shared], help="learn a task from a folder of class folders")
     adapt.add_argument("folder", type=Path, metavar="FOLDER")
     adapt.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    adapt.set_defaults(run=_adapt)
+    adapt.add_argument("--progress", action="store_true", help="tell on standard error how far it has got")
+    adapt.add_argument("--idempotency-key", default="", metavar="KEY", help="sent again, it finds the same task")
+    for name, kind, text in (
+        ("architecture-steps", int, "gradient steps on weights and architecture"),
+        ("weight-steps", int, "gradient steps on the weights of the pruned network"),
+        ("learning-rate", float, "of the weights"),
+        ("architecture-learning-rate", float, "of the architecture"),
+        ("max-parameters", int, "of the task network"),
+        ("max-multiply-adds", int, "of the task network, for one image"),
+        ("threshold", float, "operations and inputs of a smaller weight are pruned"),
+    ):
+        adapt.add_argument(f"--{name}", type=kind, metavar="X", help=f"{text}; default: as the meta-model says")
+    adapt.set_defaults(run=_at_server(_adapt))
+
+    jobs = commands.add_parser("jobs", parents=[shared], help="list the jobs that the server remembers")
+    jobs.set_defaults(run=_at_server(_jobs))
+
+    cancel = commands.add_parser("cancel", parents=[shared], help="end a job")
+    cancel.add_argument("job_id", metavar="JOB_ID")
+    cancel.set_defaults(run=_at_server(_cancel))
 
     classify = commands.add_parser("classify", parents=[shared], help="classify PNG or JPEG files")
     classify.add_argument("task_id", metavar="TASK_ID")
     classify.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    classify.set_defaults(run=_classify)
+    classify.set_defaults(run=_at_server(_classify))
 
     tasks = commands.add_parser("tasks", parents=[shared], help="list the server's tasks")
-    tasks.set_defaults(run=_tasks)
+    tasks.set_defaults(run=_at_server(_tasks))
 
     delete = commands.add_parser("delete", parents=[shared], help="forget a task")
     delete.add_argument("task_id", metavar="TASK_ID")
-    delete.set_defaults(run=_delete)
+    delete.set_defaults(run=_at_server(_delete))
 
     export = commands.add_parser("export", parents=[shared], help="write a task's file")
     export.add_argument("task_id", metavar="TASK_ID")
     export.add_argument("file", type=Path, metavar="FILE")
-    export.add_argument("--format", choices=list(FORMATS), default="task_model", help="default: %(default)s")
-    export.set_defaults(run=_export)
+    export.add_argument("--format", choices=get_args(ExportFormat), default="task_model", help="default: %(default)s")
+    export.set_defaults(run=_at_server(_export))
+
+    run = commands.add_parser("run", parents=[printed], help="classify PNG or JPEG files by an exported model")
+    run.add_argument("model", type=Path, metavar="MODEL", help="task_model.onnx, or task_model.plan with its sidecar")
+    run.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    run.set_defaults(run=_run)
     return parser

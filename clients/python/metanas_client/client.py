@@ -1,13 +1,16 @@
 """The client: learn tasks, find them again, ask whether the server is ready.
 
     FewShotClient.adapt              support images by class name  ->  Task
+    FewShotClient.start_adapt        the same  ->  AdaptJob, to be watched, waited for, cancelled
+    FewShotClient.job, .jobs         a job that was started before; how all of them are
+    FewShotClient.start_update       a task and more images  ->  AdaptJob of a new version
+    FewShotClient.set_alias          a name for a task; .aliases, .delete_alias, .versions
     FewShotClient.task, .tasks       tasks that were learnt before
     FewShotClient.is_ready           one question to grpc.health.v1
     FewShotClient.wait_until_ready   the same question until yes
 
 Every call has a deadline. A client is safe to share between threads; in a forked child it opens a
-channel of its own. What makes a support set learnable is the server's to say: this module only
-refuses what cannot be put into a message.
+channel of its own.
 """
 
 import time
@@ -17,23 +20,17 @@ from typing import Self
 
 from google.protobuf.wrappers_pb2 import StringValue
 
+from metanas_client.adapt_request import MAX_PIECE_BYTES, AdaptOptions, adapt_request, pieces
 from metanas_client.connection import Connection, positive_seconds
-from metanas_client.errors import (
-    DeadlineExceededError,
-    InvalidRequestError,
-    ServerUnavailableError,
-)
-from metanas_client.images import ImageLike, encode_images
+from metanas_client.content import ImageLike
+from metanas_client.defaults import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_SECONDS
+from metanas_client.errors import DeadlineExceededError, ServerUnavailableError
+from metanas_client.job import AdaptJob
+from metanas_client.job_status import JobStatus, job_status
 from metanas_client.messages import task_info
 from metanas_client.task import Task
 from metanas_proto.v1 import few_shot_pb2 as pb
 
-# An Adapt that takes 20 s alone takes minutes on a machine that is busy with other things.
-DEFAULT_TIMEOUT_SECONDS = 300.0
-# 20 classes of 5 colour images at 84 px are 8.5 MB as float32, over gRPC's own limit of 4 MB.
-DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-_MAX_SEED = 2**64 - 1
 _SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING
 _WHOLE_SERVER = StringValue(value="")
 _READY_POLL_SECONDS = 0.1
@@ -83,6 +80,8 @@ class FewShotClient:
         support: Mapping[str, Iterable[ImageLike]],
         *,
         seed: int = 0,
+        options: AdaptOptions | None = None,
+        idempotency_key: str = "",
         timeout_seconds: float | None = None,
     ) -> Task:
         """Learn a task; blocks until it can be classified.
@@ -91,7 +90,11 @@ class FewShotClient:
             support: the images of each class by its name: lists of paths, encoded bytes, PIL images or
                 arrays ``(H, W[, C])``, or one array of shape ``(N, H, W, C)``; uint8 in 0..255, floats in
                 0..1. Classes may have unequal numbers of images.
-            seed: the same support and seed give the same task, to the bit.
+            seed: the same support, options and seed give the same task, to the bit.
+            options: how it is learnt, where that is not as the meta-model says.
+            idempotency_key: any text that names this request for good: sent again with it, also after a
+                failure or to a server that was started anew, the request finds its task and learns
+                nothing twice. Empty: it always learns.
             timeout_seconds: the deadline; None for the client's own. The server stops working at it.
 
         Returns:
@@ -100,14 +103,137 @@ class FewShotClient:
         Raises:
             UnsupportedImageError: one bare image, or something that is no image.
             InvalidRequestError: the support set cannot be learned; the message says why.
-            ResourceExhaustedError: too much at once, or too many adaptations waiting.
+            KeyTakenError: the key was used for another request.
+            ResourceExhaustedError: too much for one message (``start_adapt`` sends it in pieces), or too
+                many adaptations waiting.
             MetaNASClientError: the call failed; see the tree in ``errors``.
             OSError: a file that cannot be read.
         """
-        request = _adapt_request(support, seed=seed)
+        request = adapt_request(support, seed=seed, options=options, idempotency_key=idempotency_key)
         with self._connection.calling("adapt", timeout_seconds=timeout_seconds) as call:
             response = call.few_shot.Adapt(request, timeout=call.timeout_seconds)
         return Task(task_info(response.task), connection=self._connection)
+
+    def start_adapt(
+        self,
+        support: Mapping[str, Iterable[ImageLike]],
+        *,
+        seed: int = 0,
+        options: AdaptOptions | None = None,
+        idempotency_key: str = "",
+        timeout_seconds: float | None = None,
+    ) -> AdaptJob:
+        """Start to learn a task; returns as soon as the server has the images. Arguments as of ``adapt``.
+
+        The job goes on whatever becomes of this client. A support set too large for one message is sent
+        in pieces.
+
+        Returns:
+            A handle on the job; the one of before, if a request of the same key still runs or has run.
+
+        Raises:
+            ResourceExhaustedError: more than the server takes, or too many adaptations waiting.
+            MetaNASClientError, OSError: as ``adapt``.
+        """
+        request = adapt_request(support, seed=seed, options=options, idempotency_key=idempotency_key)
+        with self._connection.calling("start_adapt", timeout_seconds=timeout_seconds) as call:
+            if request.ByteSize() > MAX_PIECE_BYTES:
+                job = call.few_shot.UploadAdapt(pieces(request), timeout=call.timeout_seconds)
+            else:
+                job = call.few_shot.StartAdapt(request, timeout=call.timeout_seconds)
+        return AdaptJob(job.job_id, connection=self._connection)
+
+    def start_update(
+        self,
+        task_id: str,
+        support: Mapping[str, Iterable[ImageLike]],
+        *,
+        seed: int = 0,
+        options: AdaptOptions | None = None,
+        idempotency_key: str = "",
+        timeout_seconds: float | None = None,
+    ) -> AdaptJob:
+        """Start to learn a new version of a task, with more images; the task stays as it is.
+
+        Args:
+            task_id: of the task, or an alias of it.
+            support: what is added: images of the task's classes or of new ones. All of it goes in one
+                message. Other arguments are those of ``adapt``.
+
+        Raises:
+            TaskNotFoundError: there is no such task.
+            MetaNASClientError, OSError: as ``adapt``.
+        """
+        added = adapt_request(support, seed=seed, options=options, idempotency_key=idempotency_key)
+        request = pb.UpdateTaskRequest(
+            task_id=task_id,
+            support=added.support,
+            seed=seed,
+            options=added.options if added.HasField("options") else None,
+            idempotency_key=idempotency_key,
+        )
+        with self._connection.calling("start_update", timeout_seconds=timeout_seconds) as call:
+            job = call.few_shot.UpdateTask(request, timeout=call.timeout_seconds)
+        return AdaptJob(job.job_id, connection=self._connection)
+
+    def versions(self, task_id: str, *, timeout_seconds: float | None = None) -> list[Task]:
+        """List the versions of a task, whichever of them is named, oldest first.
+
+        Raises:
+            TaskNotFoundError: there is no such task.
+            MetaNASClientError: the call failed; see the tree in ``errors``.
+        """
+        with self._connection.calling("versions", timeout_seconds=timeout_seconds) as call:
+            request = pb.ListVersionsRequest(task_id=task_id)
+            response = call.few_shot.ListVersions(request, timeout=call.timeout_seconds)
+        return [Task(task_info(task), connection=self._connection) for task in response.tasks]
+
+    def set_alias(self, alias: str, task_id: str, *, timeout_seconds: float | None = None) -> None:
+        """Give a task a name of your own, or move the name to it: calls see the old task or the new one.
+
+        ``task(alias)`` finds the task that has the name at that moment.
+
+        Raises:
+            InvalidRequestError: the name cannot be an alias.
+            TaskNotFoundError: there is no such task.
+            MetaNASClientError: the call failed; see the tree in ``errors``.
+        """
+        with self._connection.calling("set_alias", timeout_seconds=timeout_seconds) as call:
+            call.few_shot.SetAlias(pb.SetAliasRequest(alias=alias, task_id=task_id), timeout=call.timeout_seconds)
+
+    def aliases(self, *, timeout_seconds: float | None = None) -> dict[str, str]:
+        """The ids of tasks by alias.
+
+        Raises:
+            MetaNASClientError: the call failed; see the tree in ``errors``.
+        """
+        with self._connection.calling("aliases", timeout_seconds=timeout_seconds) as call:
+            response = call.few_shot.ListAliases(pb.ListAliasesRequest(), timeout=call.timeout_seconds)
+        return {entry.alias: entry.task_id for entry in response.aliases}
+
+    def delete_alias(self, alias: str, *, timeout_seconds: float | None = None) -> None:
+        """Take a name away; the task stays.
+
+        Raises:
+            TaskNotFoundError: there is no such alias.
+            MetaNASClientError: the call failed; see the tree in ``errors``.
+        """
+        with self._connection.calling("delete_alias", timeout_seconds=timeout_seconds) as call:
+            call.few_shot.DeleteAlias(pb.DeleteAliasRequest(alias=alias), timeout=call.timeout_seconds)
+
+    def job(self, job_id: str) -> AdaptJob:
+        """A handle on a job that was started before; whether the server remembers it, its calls will say."""
+        return AdaptJob(job_id, connection=self._connection)
+
+    def jobs(self, *, timeout_seconds: float | None = None) -> list[JobStatus]:
+        """How all jobs are that the server remembers, oldest first; ``job`` makes a handle on one.
+
+        Raises:
+            MetaNASClientError: the call failed; see the tree in ``errors``.
+        """
+        with self._connection.calling("jobs", timeout_seconds=timeout_seconds) as call:
+            response = call.few_shot.ListJobs(pb.ListJobsRequest(), timeout=call.timeout_seconds)
+        return [job_status(job) for job in response.jobs]
 
     def task(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """Find a task that was learnt before.
@@ -161,27 +287,3 @@ class FewShotClient:
             f"the server at {self.address} was not ready within {timeout_seconds:g} s; "
             "check the address and the server's log, or pass a larger timeout_seconds"
         )
-
-
-def _adapt_request(support: Mapping[str, Iterable[ImageLike]], *, seed: int) -> pb.AdaptRequest:
-    if not isinstance(support, Mapping):
-        raise InvalidRequestError(
-            f"support is a {type(support).__name__}; pass a dict of class names and their images: "
-            '{"cat": [images], "dog": [images]}'
-        )
-    if not 0 <= seed <= _MAX_SEED:
-        raise InvalidRequestError(f"seed must be in 0..2**64 - 1, got {seed}")
-    for name in support:
-        if not isinstance(name, str):
-            raise InvalidRequestError(f"a class name is {name!r}, a {type(name).__name__}; pass str({name!r})")
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"class name {name!a} is not valid Unicode; rename the class") from error
-    return pb.AdaptRequest(
-        support=[
-            pb.LabelledImages(label=name, images=encode_images(images, where=f"class {name!r}"))
-            for name, images in support.items()
-        ],
-        seed=seed,
-    )

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from metanas_client.errors import ClosedClientError, InvalidRequestError, translate
+from metanas_client.errors import ClosedClientError, InvalidRequestError
+from metanas_client.translation import translate
 from metanas_proto.v1.few_shot_pb2_grpc import FewShotStub
 
 # Left alone, gRPC waits up to two minutes between attempts to connect; a server that starts
@@ -72,12 +73,13 @@ class Connection:
         _connections.add(self)
 
     @contextmanager
-    def calling(self, action: str, *, timeout_seconds: float | None) -> Iterator[Call]:
+    def calling(self, action: str, *, timeout_seconds: float | None, of_a_job: bool = False) -> Iterator[Call]:
         """Lend the stubs for one call, and translate what gRPC raises in it.
 
         Args:
             action: what is asked, for messages.
             timeout_seconds: the deadline; None for the connection's own.
+            of_a_job: whether what may not be found is a job, not a task.
 
         Raises:
             ClosedClientError: the connection is closed.
@@ -89,7 +91,9 @@ class Connection:
         try:
             yield Call(few_shot=wire.few_shot, health=wire.health, timeout_seconds=seconds)
         except grpc.RpcError as error:
-            raise translate(error, action=action, address=self.address, timeout_seconds=seconds) from error
+            raise translate(
+                error, action=action, address=self.address, timeout_seconds=seconds, of_a_job=of_a_job
+            ) from error
         except ValueError as error:
             # gRPC says it so when another thread closed the channel after _open gave it to us.
             if self._closed and not isinstance(error, InvalidRequestError):

@@ -1,15 +1,24 @@
 """The server's answers as frozen dataclasses: nothing of protobuf reaches the user.
 
+    genotype      proto Genotype          ->  Genotype
     task_info     proto Task              ->  TaskInfo, with Genotype and Preprocessing
     predictions   proto ClassifyResponse  ->  a Prediction for each image
+    ranked        names, probabilities    ->  the Prediction of one image
 
 Pure functions. It does not know how the messages travel.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from metanas_client.errors import ServerError
-from metanas_proto.v1 import few_shot_pb2 as pb
+
+if TYPE_CHECKING:  # the dataclasses serve a device too, where protobuf need not be
+    from metanas_proto.v1 import few_shot_pb2 as pb
+
+ExportFormat: TypeAlias = Literal["task_model", "onnx"]
+"""Of the file that a server gives of a task."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,38 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class AdaptSettings:
+    """What a task was learnt with."""
+
+    architecture_steps: int
+    """As asked for; ``TaskInfo`` says how many were taken in which phase."""
+    weight_steps: int
+    learning_rate: float
+    """Of the weights."""
+    architecture_learning_rate: float
+    threshold: float
+    """Operations and inputs of a smaller weight were pruned."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """What fitting a network into its budget cost, measured when it was pruned, before its last steps."""
+
+    max_parameters: int | None
+    max_multiply_adds: int | None
+    multiply_adds: int
+    """Of the task network, for one image."""
+    unconstrained_parameter_count: int
+    """Of the network that the threshold alone would have left."""
+    unconstrained_multiply_adds: int
+    unconstrained_support_accuracy: float
+    """Of that network."""
+    support_accuracy: float
+    """Of the network that fits."""
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """What the server knows about a learnt task."""
 
@@ -86,6 +127,16 @@ class TaskInfo:
     preprocessing: Preprocessing
     warnings: tuple[str, ...]
     """What fell back or was left out while the task was learnt; empty when nothing was."""
+    settings: AdaptSettings | None
+    """None for a task of an earlier version of the server."""
+    version: int
+    """1, or one more than that of the task it is an update of."""
+    parent_task_id: str
+    """The task it is an update of; empty for a first version."""
+    first_task_id: str
+    """Of all versions of one task the same: the id of the first."""
+    budget: BudgetReport | None
+    """Where the request set one."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +148,33 @@ class Prediction:
     probability: float
     """Its probability."""
     probabilities: dict[str, float]
-    """Every class of the task, most probable first; they sum to 1."""
+    """Every class of the task or the top_k, most probable first; all together sum to 1."""
 
 
-def task_info(task: pb.Task) -> TaskInfo:
+@dataclass(frozen=True)
+class Timing:
+    """Where the server's time for a request went."""
+
+    queue_milliseconds: float
+    """Until the message was there and had a thread; 0 within a stream."""
+    decode_milliseconds: float
+    compute_milliseconds: float
+
+
+class Predictions(list[Prediction]):
+    """The answers to one request, and where the server's time for them went."""
+
+    def __init__(self, answers: Iterable[Prediction], *, timing: Timing) -> None:
+        super().__init__(answers)
+        self.timing = timing
+
+
+def task_info(task: "pb.Task") -> TaskInfo:
     """Turn the contract's task into ours."""
     return TaskInfo(
         task_id=task.task_id,
         class_names=tuple(task.class_names),
-        genotype=Genotype(normal=_cell(task.genotype.normal), reduction=_cell(task.genotype.reduction)),
+        genotype=genotype(task.genotype),
         parameter_count=task.parameter_count,
         one_shot_parameter_count=task.one_shot_parameter_count,
         architecture_steps=task.architecture_steps,
@@ -121,10 +190,38 @@ def task_info(task: pb.Task) -> TaskInfo:
             invert=task.preprocessing.invert,
         ),
         warnings=tuple(task.warnings),
+        settings=_settings(task.settings) if task.HasField("settings") else None,
+        version=task.version,
+        parent_task_id=task.parent_task_id,
+        first_task_id=task.first_task_id,
+        budget=_budget(task.budget) if task.HasField("budget") else None,
     )
 
 
-def predictions(response: pb.ClassifyResponse, *, image_count: int) -> list[Prediction]:
+def _budget(budget: "pb.BudgetReport") -> BudgetReport:
+    return BudgetReport(
+        max_parameters=budget.max_parameters if budget.HasField("max_parameters") else None,
+        max_multiply_adds=budget.max_multiply_adds if budget.HasField("max_multiply_adds") else None,
+        multiply_adds=budget.multiply_adds,
+        unconstrained_parameter_count=budget.unconstrained_parameter_count,
+        unconstrained_multiply_adds=budget.unconstrained_multiply_adds,
+        unconstrained_support_accuracy=budget.unconstrained_support_accuracy,
+        support_accuracy=budget.support_accuracy,
+    )
+
+
+def _settings(settings: "pb.AdaptSettings") -> AdaptSettings:
+    return AdaptSettings(
+        architecture_steps=settings.architecture_steps,
+        weight_steps=settings.weight_steps,
+        learning_rate=settings.learning_rate,
+        architecture_learning_rate=settings.architecture_learning_rate,
+        threshold=settings.threshold,
+        seed=settings.seed,
+    )
+
+
+def predictions(response: "pb.ClassifyResponse", *, image_count: int) -> Predictions:
     """Turn the contract's answer into one prediction for each image, in order.
 
     Raises:
@@ -135,26 +232,41 @@ def predictions(response: pb.ClassifyResponse, *, image_count: int) -> list[Pred
             f"the server gave {len(response.classifications)} answers for {image_count} images; "
             "check that it is of this client's version"
         )
-    return [_prediction(classification) for classification in response.classifications]
-
-
-def _prediction(classification: pb.Classification) -> Prediction:
-    if not classification.classes:
-        raise ServerError("the server gave an answer without classes; check that it is of this client's version")
-    # The contract promises this order; sorting again costs nothing and keeps our own promise.
-    ranked = sorted(classification.classes, key=lambda entry: -entry.probability)
-    return Prediction(
-        class_name=ranked[0].class_name,
-        probability=ranked[0].probability,
-        probabilities={entry.class_name: entry.probability for entry in ranked},
+    timing = response.timing
+    return Predictions(
+        (_prediction(classification) for classification in response.classifications),
+        timing=Timing(
+            queue_milliseconds=timing.queue_milliseconds,
+            decode_milliseconds=timing.decode_milliseconds,
+            compute_milliseconds=timing.compute_milliseconds,
+        ),
     )
 
 
-def _cell(cell: pb.CellGenotype) -> CellGenotype:
+def ranked(probabilities: Iterable[tuple[str, float]]) -> Prediction:
+    """The prediction of names with their probabilities; equal ones stay in the order given."""
+    best_first = sorted(probabilities, key=lambda entry: -entry[1])
+    class_name, probability = best_first[0]
+    return Prediction(class_name=class_name, probability=probability, probabilities=dict(best_first))
+
+
+def _prediction(classification: "pb.Classification") -> Prediction:
+    if not classification.classes:
+        raise ServerError("the server gave an answer without classes; check that it is of this client's version")
+    # The contract promises the order; sorting again costs nothing and keeps our own promise.
+    return ranked((entry.class_name, entry.probability) for entry in classification.classes)
+
+
+def genotype(found: "pb.Genotype") -> Genotype:
+    """Turn the contract's genotype into ours."""
+    return Genotype(normal=_cell(found.normal), reduction=_cell(found.reduction))
+
+
+def _cell(cell: "pb.CellGenotype") -> CellGenotype:
     return CellGenotype(nodes=tuple(_node(node) for node in cell.nodes))
 
 
-def _node(node: pb.NodeGenotype) -> NodeGenotype:
+def _node(node: "pb.NodeGenotype") -> NodeGenotype:
     return NodeGenotype(
         inputs=tuple(
             EdgeOperation(input=edge.input, operation=edge.operation, weight=edge.weight) for edge in node.inputs

@@ -1,6 +1,7 @@
 """A handle on one task that a server has learnt.
 
     Task.classify   images -> predictions
+    Task.classify_stream   frames of a video -> a prediction for each, while they come
     Task.export     the task's file, to a path
     Task.delete     forget the task, at the server
 
@@ -9,18 +10,16 @@ connection; no weights. It is safe to share between threads.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
 from uuid import uuid4
 
 from metanas_client.connection import Connection
+from metanas_client.content import ImageLike
 from metanas_client.errors import DataLossError, InvalidRequestError
-from metanas_client.images import ImageLike, encode_images
-from metanas_client.messages import Genotype, Prediction, TaskInfo, predictions
+from metanas_client.images import encode_image, encode_images
+from metanas_client.messages import ExportFormat, Genotype, Prediction, Predictions, TaskInfo, predictions
 from metanas_proto.v1 import few_shot_pb2 as pb
-
-ExportFormat: TypeAlias = Literal["task_model", "onnx"]
 
 FORMATS: dict[ExportFormat, pb.ExportTaskRequest.Format.ValueType] = {
     "task_model": pb.ExportTaskRequest.FORMAT_TASK_MODEL,
@@ -78,16 +77,19 @@ class Task:
         """What fell back or was left out while the task was learnt."""
         return self.info.warnings
 
-    def classify(self, images: Iterable[ImageLike], *, timeout_seconds: float | None = None) -> list[Prediction]:
+    def classify(
+        self, images: Iterable[ImageLike], *, top_k: int = 0, timeout_seconds: float | None = None
+    ) -> Predictions:
         """Classify images.
 
         Args:
             images: a list of paths, encoded bytes, PIL images or arrays ``(H, W[, C])``, or one array
                 of shape ``(N, H, W, C)``; uint8 in 0..255, floats in 0..1.
+            top_k: at most so many classes in each prediction; 0 for all.
             timeout_seconds: the deadline; None for the client's own.
 
         Returns:
-            One prediction for each image, in order.
+            One prediction for each image, in order; ``timing`` says where the server's time went.
 
         Raises:
             UnsupportedImageError: one bare image, or something that is no image.
@@ -95,10 +97,43 @@ class Task:
             MetaNASClientError: the call failed; see the tree in ``errors``.
             OSError: a file that cannot be read.
         """
-        request = pb.ClassifyRequest(task_id=self.task_id, images=encode_images(images, where="images"))
+        request = pb.ClassifyRequest(
+            task_id=self.task_id, images=encode_images(images, where="images"), top_k=_checked(top_k)
+        )
         with self._connection.calling("classify", timeout_seconds=timeout_seconds) as call:
             response = call.few_shot.Classify(request, timeout=call.timeout_seconds)
         return predictions(response, image_count=len(request.images))
+
+    def classify_stream(
+        self, frames: Iterable[ImageLike], *, top_k: int = 0, timeout_seconds: float | None = None
+    ) -> Iterator[Prediction]:
+        """Classify images one by one while they come, for example the frames of a video.
+
+        Frames are taken, in a thread of gRPC's, as fast as the connection takes them.
+
+        Args:
+            frames: images as for ``classify``.
+            top_k: at most so many classes in each prediction; 0 for all.
+            timeout_seconds: the deadline of the whole stream; None for the client's own.
+
+        Returns:
+            An iterator over one prediction for each image, in order.
+
+        Raises:
+            UnsupportedImageError: something that is no image.
+            TaskNotFoundError: the task was deleted.
+            MetaNASClientError: the call failed; see the tree in ``errors``.
+        """
+        sent = _Frames(self.task_id, frames, top_k=_checked(top_k))
+        with self._connection.calling("classify_stream", timeout_seconds=timeout_seconds) as call:
+            stream = call.few_shot.ClassifyStream(iter(sent), timeout=call.timeout_seconds)
+            try:
+                for response in stream:
+                    yield predictions(response, image_count=1)[0]
+            finally:
+                stream.cancel()
+        if sent.failure is not None:
+            raise sent.failure
 
     def delete(self, *, timeout_seconds: float | None = None) -> None:
         """Delete the task at the server, in memory and in its store.
@@ -159,3 +194,27 @@ class Task:
         finally:
             part.unlink(missing_ok=True)
         return target
+
+
+class _Frames:
+    """Requests of a stream; what cannot be sent ends it, for gRPC would only log the error."""
+
+    def __init__(self, task_id: str, frames: Iterable[ImageLike], *, top_k: int) -> None:
+        self._task_id = task_id
+        self._frames = frames
+        self._top_k = top_k
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[pb.ClassifyRequest]:
+        try:
+            for number, frame in enumerate(self._frames):
+                image = encode_image(frame, where=f"frame {number}")
+                yield pb.ClassifyRequest(task_id=self._task_id, images=[image], top_k=self._top_k)
+        except Exception as error:
+            self.failure = error
+
+
+def _checked(top_k: int) -> int:
+    if not 0 <= top_k < 2**32:
+        raise InvalidRequestError(f"top_k must be in 0..2**32 - 1, got {top_k}")
+    return top_k

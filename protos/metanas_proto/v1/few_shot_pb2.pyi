@@ -7,19 +7,32 @@ A task is what a device in the field wants to tell apart: some class names and a
 handful of pictures of each. `Adapt` learns it (weights *and* architecture, soft
 pruning, real pruning, weights again); `Classify` answers with what was learnt.
 
+An adaptation is a job. `Adapt` waits for it, and its caller's leaving ends it. `StartAdapt` and
+`UploadAdapt` answer at once with the job; it then runs whoever watches, until it is over or
+`CancelAdapt` ends it.
+
+A task never changes. `UpdateTask` learns a new version of one, with more images or classes; an
+alias is a name of the caller's for a task, and moves to another one in one moment. Wherever a
+request has a task_id to read from, it may have an alias.
+
 Units and limits, for every message:
   * images         at most 4096 x 4096 pixels; the server resizes to the meta-model's size
   * support set    at least two classes, at least one image a class; the most images and the
-                   most bytes are the server's (--max-support-images, --max-message-mb)
-  * time           seconds, as double
+                   most bytes are the server's (--max-support-images, --max-message-mb,
+                   --max-upload-mb)
+  * time           as double, in the unit that the field's name ends in
   * probabilities  softmax over the task's classes, in [0, 1], summing to 1
 
 Errors (google.rpc codes):
   INVALID_ARGUMENT    the request can never work: the message says what was seen and what to do
-  NOT_FOUND           no task of that id
-  RESOURCE_EXHAUSTED  a message over the limit, or more adaptations waiting than the server takes
-  DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step
-  FAILED_PRECONDITION a stored task was written by a later version of the server
+  NOT_FOUND           no task or job of that id
+  ALREADY_EXISTS      the idempotency key belongs to another request
+  RESOURCE_EXHAUSTED  a message or upload over the limit, or more adaptations waiting, calls joined
+                      to one, or streams open than the server takes
+  DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step, and an
+                      answer that still reaches the caller says how far it got
+  FAILED_PRECONDITION a stored task was written by a later version of the server; a task to be
+                      deleted has an alias; a task to be updated is of another kind of image
   UNAVAILABLE         the server is draining before it stops
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
@@ -153,25 +166,603 @@ class AdaptRequest(_message.Message):
 
     SUPPORT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """the same request and seed give the same task model, to the bit"""
+    idempotency_key: _builtins.str
+    """Any text of at most 256 characters that names this request for good. The same key, support set,
+    seed and options give the same task, never a second run: a job that waits or runs is joined, a
+    task that is kept is answered with, also after a restart of a server with a store. With another
+    support set, seed or options the key is refused. A job that failed or was cancelled, or a task
+    that was deleted, sets its key free.
+    """
     @_builtins.property
     def support(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledImages]:
         """at least two classes; shots may differ"""
 
+    @_builtins.property
+    def options(self) -> Global___AdaptOptions: ...
     def __init__(
         self,
         *,
         support: _abc.Iterable[Global___LabelledImages] | None = ...,
         seed: _builtins.int = ...,
+        options: Global___AdaptOptions | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed", "support", b"support"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "options", b"options", "seed", b"seed", "support", b"support"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdaptRequest: _TypeAlias = AdaptRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTaskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    SUPPORT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    seed: _builtins.int
+    """this, the options and the key are as in AdaptRequest"""
+    idempotency_key: _builtins.str
+    @_builtins.property
+    def support(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledImages]:
+        """what is added: at least one image; a new label is a new class"""
+
+    @_builtins.property
+    def options(self) -> Global___AdaptOptions: ...
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        support: _abc.Iterable[Global___LabelledImages] | None = ...,
+        seed: _builtins.int = ...,
+        options: Global___AdaptOptions | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "options", b"options", "seed", b"seed", "support", b"support", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTaskRequest: _TypeAlias = UpdateTaskRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class Alias(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """1 to 64 of the letters A-Z, a-z, digits, . _ -, the first a letter or digit; no task id"""
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alias: _TypeAlias = Alias  # noqa: Y015
+
+@_typing.final
+class SetAliasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
+
+@_typing.final
+class ListAliasesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAliasesRequest: _TypeAlias = ListAliasesRequest  # noqa: Y015
+
+@_typing.final
+class ListAliasesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alias]: ...
+    def __init__(
+        self,
+        *,
+        aliases: _abc.Iterable[Global___Alias] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAliasesResponse: _TypeAlias = ListAliasesResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAliasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAliasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
+
+@_typing.final
+class AdaptOptions(_message.Message):
+    """How this task is learnt, where that is not as the meta-model says. A meta-model of fixed
+    architecture takes the steps of both phases on its weights.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHITECTURE_STEPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_STEPS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MAX_PARAMETERS_FIELD_NUMBER: _builtins.int
+    MAX_MULTIPLY_ADDS_FIELD_NUMBER: _builtins.int
+    architecture_steps: _builtins.int
+    """both together at most the server's --max-adapt-steps"""
+    weight_steps: _builtins.int
+    learning_rate: _builtins.float
+    """of the weights; at most --max-learning-rate"""
+    architecture_learning_rate: _builtins.float
+    """likewise"""
+    threshold: _builtins.float
+    """operations and inputs of a smaller weight are pruned"""
+    max_parameters: _builtins.int
+    """What the task network may have at most; the search chooses an architecture that fits. Refused with
+    the smallest that is possible where nothing fits.
+    head included
+    """
+    max_multiply_adds: _builtins.int
+    """for one image"""
+    def __init__(
+        self,
+        *,
+        architecture_steps: _builtins.int | None = ...,
+        weight_steps: _builtins.int | None = ...,
+        learning_rate: _builtins.float | None = ...,
+        architecture_learning_rate: _builtins.float | None = ...,
+        threshold: _builtins.float | None = ...,
+        max_parameters: _builtins.int | None = ...,
+        max_multiply_adds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate", "_architecture_steps", b"_architecture_steps", "_learning_rate", b"_learning_rate", "_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "_threshold", b"_threshold", "_weight_steps", b"_weight_steps", "architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "threshold", b"threshold", "weight_steps", b"weight_steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate", "_architecture_steps", b"_architecture_steps", "_learning_rate", b"_learning_rate", "_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "_threshold", b"_threshold", "_weight_steps", b"_weight_steps", "architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "threshold", b"threshold", "weight_steps", b"weight_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__architecture_learning_rate: _TypeAlias = _typing.Literal["architecture_learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__architecture_learning_rate: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__architecture_steps: _TypeAlias = _typing.Literal["architecture_steps"]  # noqa: Y015
+    _WhichOneofArgType__architecture_steps: _TypeAlias = _typing.Literal["_architecture_steps", b"_architecture_steps"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__max_multiply_adds: _TypeAlias = _typing.Literal["max_multiply_adds"]  # noqa: Y015
+    _WhichOneofArgType__max_multiply_adds: _TypeAlias = _typing.Literal["_max_multiply_adds", b"_max_multiply_adds"]  # noqa: Y015
+    _WhichOneofReturnType__max_parameters: _TypeAlias = _typing.Literal["max_parameters"]  # noqa: Y015
+    _WhichOneofArgType__max_parameters: _TypeAlias = _typing.Literal["_max_parameters", b"_max_parameters"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__weight_steps: _TypeAlias = _typing.Literal["weight_steps"]  # noqa: Y015
+    _WhichOneofArgType__weight_steps: _TypeAlias = _typing.Literal["_weight_steps", b"_weight_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__architecture_learning_rate) -> _WhichOneofReturnType__architecture_learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__architecture_steps) -> _WhichOneofReturnType__architecture_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_multiply_adds) -> _WhichOneofReturnType__max_multiply_adds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parameters) -> _WhichOneofReturnType__max_parameters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_steps) -> _WhichOneofReturnType__weight_steps | None: ...
+
+Global___AdaptOptions: _TypeAlias = AdaptOptions  # noqa: Y015
+
+@_typing.final
+class AdaptSettings(_message.Message):
+    """What a task was learnt with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHITECTURE_STEPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_STEPS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    architecture_steps: _builtins.int
+    """as asked for; Task says how many were taken in which phase"""
+    weight_steps: _builtins.int
+    learning_rate: _builtins.float
+    architecture_learning_rate: _builtins.float
+    threshold: _builtins.float
+    seed: _builtins.int
+    def __init__(
+        self,
+        *,
+        architecture_steps: _builtins.int = ...,
+        weight_steps: _builtins.int = ...,
+        learning_rate: _builtins.float = ...,
+        architecture_learning_rate: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "seed", b"seed", "threshold", b"threshold", "weight_steps", b"weight_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptSettings: _TypeAlias = AdaptSettings  # noqa: Y015
+
+@_typing.final
+class AdaptJob(_message.Message):
+    """One adaptation, as it is at some moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AdaptJob._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: AdaptJob._State.ValueType  # 0
+        STATE_QUEUED: AdaptJob._State.ValueType  # 1
+        STATE_RUNNING: AdaptJob._State.ValueType  # 2
+        STATE_SUCCEEDED: AdaptJob._State.ValueType  # 3
+        STATE_FAILED: AdaptJob._State.ValueType  # 4
+        STATE_CANCELLED: AdaptJob._State.ValueType  # 5
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: AdaptJob.State.ValueType  # 0
+    STATE_QUEUED: AdaptJob.State.ValueType  # 1
+    STATE_RUNNING: AdaptJob.State.ValueType  # 2
+    STATE_SUCCEEDED: AdaptJob.State.ValueType  # 3
+    STATE_FAILED: AdaptJob.State.ValueType  # 4
+    STATE_CANCELLED: AdaptJob.State.ValueType  # 5
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    QUEUED_SECONDS_FIELD_NUMBER: _builtins.int
+    RUNNING_SECONDS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    state: Global___AdaptJob.State.ValueType
+    queue_position: _builtins.int
+    """queued: how many jobs are before it"""
+    created_unix_seconds: _builtins.float
+    queued_seconds: _builtins.float
+    """so far, or until it ran"""
+    running_seconds: _builtins.float
+    """so far, or until it was over"""
+    @_builtins.property
+    def progress(self) -> Global___AdaptProgress:
+        """after its first gradient step"""
+
+    @_builtins.property
+    def pruned(self) -> Global___Pruned:
+        """once the architecture is chosen"""
+
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """succeeded: the task, ready to be classified"""
+
+    @_builtins.property
+    def error(self) -> Global___JobError:
+        """failed or cancelled: why, and how far it got"""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        state: Global___AdaptJob.State.ValueType = ...,
+        queue_position: _builtins.int = ...,
+        progress: Global___AdaptProgress | None = ...,
+        pruned: Global___Pruned | None = ...,
+        task: Global___Task | None = ...,
+        error: Global___JobError | None = ...,
+        created_unix_seconds: _builtins.float = ...,
+        queued_seconds: _builtins.float = ...,
+        running_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "progress", b"progress", "pruned", b"pruned", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "error", b"error", "job_id", b"job_id", "progress", b"progress", "pruned", b"pruned", "queue_position", b"queue_position", "queued_seconds", b"queued_seconds", "running_seconds", b"running_seconds", "state", b"state", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptJob: _TypeAlias = AdaptJob  # noqa: Y015
+
+@_typing.final
+class AdaptProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Phase:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AdaptProgress._Phase.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PHASE_UNSPECIFIED: AdaptProgress._Phase.ValueType  # 0
+        PHASE_ARCHITECTURE: AdaptProgress._Phase.ValueType  # 1
+        """weights and architecture"""
+        PHASE_WEIGHTS: AdaptProgress._Phase.ValueType  # 2
+        """the weights of the pruned network"""
+
+    class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper): ...
+    PHASE_UNSPECIFIED: AdaptProgress.Phase.ValueType  # 0
+    PHASE_ARCHITECTURE: AdaptProgress.Phase.ValueType  # 1
+    """weights and architecture"""
+    PHASE_WEIGHTS: AdaptProgress.Phase.ValueType  # 2
+    """the weights of the pruned network"""
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    SUPPORT_ACCURACY_FIELD_NUMBER: _builtins.int
+    phase: Global___AdaptProgress.Phase.ValueType
+    step: _builtins.int
+    """gradient steps done in both phases together"""
+    steps: _builtins.int
+    """of both phases together"""
+    loss: _builtins.float
+    """before the last step"""
+    temperature: _builtins.float
+    """of the softmax over operations"""
+    support_accuracy: _builtins.float
+    """of the images of the last step, before it"""
+    def __init__(
+        self,
+        *,
+        phase: Global___AdaptProgress.Phase.ValueType = ...,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        temperature: _builtins.float = ...,
+        support_accuracy: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "phase", b"phase", "step", b"step", "steps", b"steps", "support_accuracy", b"support_accuracy", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptProgress: _TypeAlias = AdaptProgress  # noqa: Y015
+
+@_typing.final
+class Pruned(_message.Message):
+    """The network that survived pruning, before its weights are learnt further."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENOTYPE_FIELD_NUMBER: _builtins.int
+    PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
+    parameter_count: _builtins.int
+    @_builtins.property
+    def genotype(self) -> Global___Genotype: ...
+    def __init__(
+        self,
+        *,
+        genotype: Global___Genotype | None = ...,
+        parameter_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["genotype", b"genotype"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["genotype", b"genotype", "parameter_count", b"parameter_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pruned: _TypeAlias = Pruned  # noqa: Y015
+
+@_typing.final
+class JobError(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """google.rpc.Code: what Adapt would have ended with"""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobError: _TypeAlias = JobError  # noqa: Y015
+
+@_typing.final
+class WatchAdaptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptRequest: _TypeAlias = WatchAdaptRequest  # noqa: Y015
+
+@_typing.final
+class CancelAdaptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelAdaptRequest: _TypeAlias = CancelAdaptRequest  # noqa: Y015
+
+@_typing.final
+class GetJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
+
+@_typing.final
+class ListJobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListJobsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdaptJob]: ...
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___AdaptJob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
 
 @_typing.final
 class AdaptResponse(_message.Message):
@@ -212,6 +803,11 @@ class Task(_message.Message):
     SUPPORT_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    FIRST_TASK_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     parameter_count: _builtins.int
     """of the task network, head included"""
@@ -227,6 +823,12 @@ class Task(_message.Message):
     """time the adaptation ran, waiting in the queue not counted"""
     created_unix_seconds: _builtins.float
     support_image_count: _builtins.int
+    version: _builtins.int
+    """1, or one more than that of the task it is an update of"""
+    parent_task_id: _builtins.str
+    """the task it is an update of; empty for the first version"""
+    first_task_id: _builtins.str
+    """of all versions of one task the same: the id of the first"""
     @_builtins.property
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """in the order of the request's support"""
@@ -240,6 +842,14 @@ class Task(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What fell back or was left out while the task was learnt, in words; empty when nothing was."""
+
+    @_builtins.property
+    def settings(self) -> Global___AdaptSettings:
+        """absent for a task of an earlier version of the server"""
+
+    @_builtins.property
+    def budget(self) -> Global___BudgetReport:
+        """where the request set one"""
 
     def __init__(
         self,
@@ -257,14 +867,69 @@ class Task(_message.Message):
         support_image_count: _builtins.int = ...,
         preprocessing: Global___Preprocessing | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        settings: Global___AdaptSettings | None = ...,
+        version: _builtins.int = ...,
+        parent_task_id: _builtins.str = ...,
+        first_task_id: _builtins.str = ...,
+        budget: Global___BudgetReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["genotype", b"genotype", "preprocessing", b"preprocessing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "genotype", b"genotype", "preprocessing", b"preprocessing", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_seconds", b"adapt_seconds", "architecture_steps", b"architecture_steps", "class_names", b"class_names", "created_unix_seconds", b"created_unix_seconds", "genotype", b"genotype", "one_shot_parameter_count", b"one_shot_parameter_count", "parameter_count", b"parameter_count", "preprocessing", b"preprocessing", "support_accuracy", b"support_accuracy", "support_image_count", b"support_image_count", "task_id", b"task_id", "warnings", b"warnings", "weight_steps", b"weight_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_seconds", b"adapt_seconds", "architecture_steps", b"architecture_steps", "budget", b"budget", "class_names", b"class_names", "created_unix_seconds", b"created_unix_seconds", "first_task_id", b"first_task_id", "genotype", b"genotype", "one_shot_parameter_count", b"one_shot_parameter_count", "parameter_count", b"parameter_count", "parent_task_id", b"parent_task_id", "preprocessing", b"preprocessing", "settings", b"settings", "support_accuracy", b"support_accuracy", "support_image_count", b"support_image_count", "task_id", b"task_id", "version", b"version", "warnings", b"warnings", "weight_steps", b"weight_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class BudgetReport(_message.Message):
+    """What fitting a network into its budget cost, measured when it was pruned, before its last steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_PARAMETERS_FIELD_NUMBER: _builtins.int
+    MAX_MULTIPLY_ADDS_FIELD_NUMBER: _builtins.int
+    MULTIPLY_ADDS_FIELD_NUMBER: _builtins.int
+    UNCONSTRAINED_PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
+    UNCONSTRAINED_MULTIPLY_ADDS_FIELD_NUMBER: _builtins.int
+    UNCONSTRAINED_SUPPORT_ACCURACY_FIELD_NUMBER: _builtins.int
+    SUPPORT_ACCURACY_FIELD_NUMBER: _builtins.int
+    max_parameters: _builtins.int
+    max_multiply_adds: _builtins.int
+    multiply_adds: _builtins.int
+    """of the task network"""
+    unconstrained_parameter_count: _builtins.int
+    """of the network that the threshold alone would have left"""
+    unconstrained_multiply_adds: _builtins.int
+    unconstrained_support_accuracy: _builtins.float
+    """of that network"""
+    support_accuracy: _builtins.float
+    """of the network that fits"""
+    def __init__(
+        self,
+        *,
+        max_parameters: _builtins.int | None = ...,
+        max_multiply_adds: _builtins.int | None = ...,
+        multiply_adds: _builtins.int = ...,
+        unconstrained_parameter_count: _builtins.int = ...,
+        unconstrained_multiply_adds: _builtins.int = ...,
+        unconstrained_support_accuracy: _builtins.float = ...,
+        support_accuracy: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "multiply_adds", b"multiply_adds", "support_accuracy", b"support_accuracy", "unconstrained_multiply_adds", b"unconstrained_multiply_adds", "unconstrained_parameter_count", b"unconstrained_parameter_count", "unconstrained_support_accuracy", b"unconstrained_support_accuracy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_multiply_adds: _TypeAlias = _typing.Literal["max_multiply_adds"]  # noqa: Y015
+    _WhichOneofArgType__max_multiply_adds: _TypeAlias = _typing.Literal["_max_multiply_adds", b"_max_multiply_adds"]  # noqa: Y015
+    _WhichOneofReturnType__max_parameters: _TypeAlias = _typing.Literal["max_parameters"]  # noqa: Y015
+    _WhichOneofArgType__max_parameters: _TypeAlias = _typing.Literal["_max_parameters", b"_max_parameters"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_multiply_adds) -> _WhichOneofReturnType__max_multiply_adds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parameters) -> _WhichOneofReturnType__max_parameters | None: ...
+
+Global___BudgetReport: _TypeAlias = BudgetReport  # noqa: Y015
 
 @_typing.final
 class Preprocessing(_message.Message):
@@ -403,7 +1068,10 @@ class ClassifyRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    top_k: _builtins.int
+    """at most so many classes for each image; 0: all"""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """at least one"""
@@ -413,10 +1081,11 @@ class ClassifyRequest(_message.Message):
         *,
         task_id: _builtins.str = ...,
         images: _abc.Iterable[Global___Image] | None = ...,
+        top_k: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "task_id", b"task_id", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,22 +1096,60 @@ class ClassifyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLASSIFICATIONS_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """of the task that answered, also where an alias was asked"""
     @_builtins.property
     def classifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Classification]:
         """one an image, in order"""
 
+    @_builtins.property
+    def timing(self) -> Global___Timing: ...
     def __init__(
         self,
         *,
         classifications: _abc.Iterable[Global___Classification] | None = ...,
+        timing: Global___Timing | None = ...,
+        task_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifications", b"classifications"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifications", b"classifications", "task_id", b"task_id", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClassifyResponse: _TypeAlias = ClassifyResponse  # noqa: Y015
+
+@_typing.final
+class Timing(_message.Message):
+    """Where the server's time went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    DECODE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    queue_milliseconds: _builtins.float
+    """until the message was there and had a thread; 0 within a stream"""
+    decode_milliseconds: _builtins.float
+    """files and tensors to prepared pixels"""
+    compute_milliseconds: _builtins.float
+    """the network, and loading it where it was not loaded"""
+    def __init__(
+        self,
+        *,
+        queue_milliseconds: _builtins.float = ...,
+        decode_milliseconds: _builtins.float = ...,
+        compute_milliseconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_milliseconds", b"compute_milliseconds", "decode_milliseconds", b"decode_milliseconds", "queue_milliseconds", b"queue_milliseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timing: _TypeAlias = Timing  # noqa: Y015
 
 @_typing.final
 class Classification(_message.Message):
@@ -451,7 +1158,7 @@ class Classification(_message.Message):
     CLASSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
-        """every class of the task, most probable first"""
+        """every class of the task or the top_k, most probable first"""
 
     def __init__(
         self,

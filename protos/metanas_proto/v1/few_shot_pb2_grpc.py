@@ -39,8 +39,48 @@ class FewShotStub:
                 request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.SerializeToString,
                 response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptResponse.FromString,
                 _registered_method=True)
+        self.StartAdapt = channel.unary_unary(
+                '/metanas.v1.FewShot/StartAdapt',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+                _registered_method=True)
+        self.UploadAdapt = channel.stream_unary(
+                '/metanas.v1.FewShot/UploadAdapt',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+                _registered_method=True)
+        self.UpdateTask = channel.unary_unary(
+                '/metanas.v1.FewShot/UpdateTask',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.UpdateTaskRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+                _registered_method=True)
+        self.WatchAdapt = channel.unary_stream(
+                '/metanas.v1.FewShot/WatchAdapt',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.WatchAdaptRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+                _registered_method=True)
+        self.CancelAdapt = channel.unary_unary(
+                '/metanas.v1.FewShot/CancelAdapt',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.CancelAdaptRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+                _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/metanas.v1.FewShot/GetJob',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+                _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/metanas.v1.FewShot/ListJobs',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
         self.Classify = channel.unary_unary(
                 '/metanas.v1.FewShot/Classify',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
+        self.ClassifyStream = channel.stream_stream(
+                '/metanas.v1.FewShot/ClassifyStream',
                 request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
@@ -59,6 +99,26 @@ class FewShotStub:
                 request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteTaskRequest.SerializeToString,
                 response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteTaskResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/metanas.v1.FewShot/ListVersions',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListTasksResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/metanas.v1.FewShot/SetAlias',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.Alias.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/metanas.v1.FewShot/ListAliases',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/metanas.v1.FewShot/DeleteAlias',
+                request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
         self.ExportTask = channel.unary_stream(
                 '/metanas.v1.FewShot/ExportTask',
                 request_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ExportTaskRequest.SerializeToString,
@@ -76,8 +136,69 @@ class FewShotServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartAdapt(self, request, context):
+        """Starts to learn a task and answers with the job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAdapt(self, request_iterator, context):
+        """The same for a support set over the limit of a message: it comes in pieces. The first piece
+        has the seed, the options and the key; the images of a label that comes again are added to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTask(self, request, context):
+        """Starts to learn a new version of a task, from its support set and more images, of its classes or
+        of new ones; answers with the job. The task stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAdapt(self, request, context):
+        """Tells how a job is: at once, and after each change until it is over. A caller that is slower
+        than the job gets the latest state, not every one. Leaving the stream changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelAdapt(self, request, context):
+        """Ends a job within one gradient step; one that is over stays as it is. Answers with the job as
+        it is when the work has stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """Tells how a job is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """Tells how all jobs are, oldest first: those not over, and the last that are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Classify(self, request, context):
         """Classifies images with a task that was learnt before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyStream(self, request_iterator, context):
+        """Classifies request after request, for video: each is answered in order. A request without
+        task_id is for the task of the one before. A request that cannot be answered ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +225,34 @@ class FewShotServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """Lists the versions of a task, whichever of them is named, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Gives a task an alias, or moves the alias from another task to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """Lists all aliases by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Takes an alias away; its task stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportTask(self, request, context):
         """Streams the file of a task: `task_model.pt`, or an ONNX model.
         """
@@ -119,8 +268,48 @@ def add_FewShotServicer_to_server(servicer, server):
                     request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.FromString,
                     response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptResponse.SerializeToString,
             ),
+            'StartAdapt': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartAdapt,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.SerializeToString,
+            ),
+            'UploadAdapt': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAdapt,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.SerializeToString,
+            ),
+            'UpdateTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTask,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.UpdateTaskRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.SerializeToString,
+            ),
+            'WatchAdapt': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapt,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.WatchAdaptRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.SerializeToString,
+            ),
+            'CancelAdapt': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelAdapt,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.CancelAdaptRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.SerializeToString,
+            ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.GetJobRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListJobsRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListJobsResponse.SerializeToString,
+            ),
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'ClassifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyStream,
                     request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyRequest.FromString,
                     response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyResponse.SerializeToString,
             ),
@@ -138,6 +327,26 @@ def add_FewShotServicer_to_server(servicer, server):
                     servicer.DeleteTask,
                     request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteTaskRequest.FromString,
                     response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteTaskResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListVersionsRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListTasksResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.SetAliasRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.Alias.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListAliasesRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=metanas__proto_dot_v1_dot_few__shot__pb2.DeleteAliasResponse.SerializeToString,
             ),
             'ExportTask': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportTask,
@@ -183,6 +392,195 @@ class FewShot:
             _registered_method=True)
 
     @staticmethod
+    def StartAdapt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/StartAdapt',
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapt(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/metanas.v1.FewShot/UploadAdapt',
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/UpdateTask',
+            metanas__proto_dot_v1_dot_few__shot__pb2.UpdateTaskRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAdapt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/metanas.v1.FewShot/WatchAdapt',
+            metanas__proto_dot_v1_dot_few__shot__pb2.WatchAdaptRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelAdapt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/CancelAdapt',
+            metanas__proto_dot_v1_dot_few__shot__pb2.CancelAdaptRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/GetJob',
+            metanas__proto_dot_v1_dot_few__shot__pb2.GetJobRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.AdaptJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/ListJobs',
+            metanas__proto_dot_v1_dot_few__shot__pb2.ListJobsRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Classify(request,
             target,
             options=(),
@@ -197,6 +595,33 @@ class FewShot:
             request,
             target,
             '/metanas.v1.FewShot/Classify',
+            metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/metanas.v1.FewShot/ClassifyStream',
             metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyRequest.SerializeToString,
             metanas__proto_dot_v1_dot_few__shot__pb2.ClassifyResponse.FromString,
             options,
@@ -280,6 +705,114 @@ class FewShot:
             '/metanas.v1.FewShot/DeleteTask',
             metanas__proto_dot_v1_dot_few__shot__pb2.DeleteTaskRequest.SerializeToString,
             metanas__proto_dot_v1_dot_few__shot__pb2.DeleteTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/ListVersions',
+            metanas__proto_dot_v1_dot_few__shot__pb2.ListVersionsRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/SetAlias',
+            metanas__proto_dot_v1_dot_few__shot__pb2.SetAliasRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/ListAliases',
+            metanas__proto_dot_v1_dot_few__shot__pb2.ListAliasesRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metanas.v1.FewShot/DeleteAlias',
+            metanas__proto_dot_v1_dot_few__shot__pb2.DeleteAliasRequest.SerializeToString,
+            metanas__proto_dot_v1_dot_few__shot__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,19 +7,32 @@ A task is what a device in the field wants to tell apart: some class names and a
 handful of pictures of each. `Adapt` learns it (weights *and* architecture, soft
 pruning, real pruning, weights again); `Classify` answers with what was learnt.
 
+An adaptation is a job. `Adapt` waits for it, and its caller's leaving ends it. `StartAdapt` and
+`UploadAdapt` answer at once with the job; it then runs whoever watches, until it is over or
+`CancelAdapt` ends it.
+
+A task never changes. `UpdateTask` learns a new version of one, with more images or classes; an
+alias is a name of the caller's for a task, and moves to another one in one moment. Wherever a
+request has a task_id to read from, it may have an alias.
+
 Units and limits, for every message:
   * images         at most 4096 x 4096 pixels; the server resizes to the meta-model's size
   * support set    at least two classes, at least one image a class; the most images and the
-                   most bytes are the server's (--max-support-images, --max-message-mb)
-  * time           seconds, as double
+                   most bytes are the server's (--max-support-images, --max-message-mb,
+                   --max-upload-mb)
+  * time           as double, in the unit that the field's name ends in
   * probabilities  softmax over the task's classes, in [0, 1], summing to 1
 
 Errors (google.rpc codes):
   INVALID_ARGUMENT    the request can never work: the message says what was seen and what to do
-  NOT_FOUND           no task of that id
-  RESOURCE_EXHAUSTED  a message over the limit, or more adaptations waiting than the server takes
-  DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step
-  FAILED_PRECONDITION a stored task was written by a later version of the server
+  NOT_FOUND           no task or job of that id
+  ALREADY_EXISTS      the idempotency key belongs to another request
+  RESOURCE_EXHAUSTED  a message or upload over the limit, or more adaptations waiting, calls joined
+                      to one, or streams open than the server takes
+  DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step, and an
+                      answer that still reaches the caller says how far it got
+  FAILED_PRECONDITION a stored task was written by a later version of the server; a task to be
+                      deleted has an alias; a task to be updated is of another kind of image
   UNAVAILABLE         the server is draining before it stops
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
@@ -55,14 +68,48 @@ class FewShotStub:
     def __new__(cls, channel: _aio.Channel) -> FewShotAsyncStub: ...
     Adapt: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptResponse]
     """Learns a task from its support set. Blocks until the task can be classified."""
+    StartAdapt: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptJob]
+    """Starts to learn a task and answers with the job."""
+    UploadAdapt: _grpc.StreamUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptJob]
+    """The same for a support set over the limit of a message: it comes in pieces. The first piece
+    has the seed, the options and the key; the images of a label that comes again are added to it.
+    """
+    UpdateTask: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.UpdateTaskRequest, _few_shot_pb2.AdaptJob]
+    """Starts to learn a new version of a task, from its support set and more images, of its classes or
+    of new ones; answers with the job. The task stays as it is.
+    """
+    WatchAdapt: _grpc.UnaryStreamMultiCallable[_few_shot_pb2.WatchAdaptRequest, _few_shot_pb2.AdaptJob]
+    """Tells how a job is: at once, and after each change until it is over. A caller that is slower
+    than the job gets the latest state, not every one. Leaving the stream changes nothing.
+    """
+    CancelAdapt: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.CancelAdaptRequest, _few_shot_pb2.AdaptJob]
+    """Ends a job within one gradient step; one that is over stays as it is. Answers with the job as
+    it is when the work has stopped.
+    """
+    GetJob: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.GetJobRequest, _few_shot_pb2.AdaptJob]
+    """Tells how a job is."""
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ListJobsRequest, _few_shot_pb2.ListJobsResponse]
+    """Tells how all jobs are, oldest first: those not over, and the last that are."""
     Classify: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ClassifyRequest, _few_shot_pb2.ClassifyResponse]
     """Classifies images with a task that was learnt before."""
+    ClassifyStream: _grpc.StreamStreamMultiCallable[_few_shot_pb2.ClassifyRequest, _few_shot_pb2.ClassifyResponse]
+    """Classifies request after request, for video: each is answered in order. A request without
+    task_id is for the task of the one before. A request that cannot be answered ends the stream.
+    """
     GetTask: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.GetTaskRequest, _few_shot_pb2.Task]
     """Describes one task."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ListTasksRequest, _few_shot_pb2.ListTasksResponse]
     """Lists all tasks, oldest first."""
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.DeleteTaskRequest, _few_shot_pb2.DeleteTaskResponse]
     """Deletes a task, in memory and in the store."""
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ListVersionsRequest, _few_shot_pb2.ListTasksResponse]
+    """Lists the versions of a task, whichever of them is named, oldest first."""
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.SetAliasRequest, _few_shot_pb2.Alias]
+    """Gives a task an alias, or moves the alias from another task to it."""
+    ListAliases: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ListAliasesRequest, _few_shot_pb2.ListAliasesResponse]
+    """Lists all aliases by name."""
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.DeleteAliasRequest, _few_shot_pb2.DeleteAliasResponse]
+    """Takes an alias away; its task stays."""
     ExportTask: _grpc.UnaryStreamMultiCallable[_few_shot_pb2.ExportTaskRequest, _few_shot_pb2.ExportTaskChunk]
     """Streams the file of a task: `task_model.pt`, or an ONNX model."""
 
@@ -71,14 +118,48 @@ class FewShotAsyncStub(FewShotStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Adapt: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptResponse]  # type: ignore[assignment]
     """Learns a task from its support set. Blocks until the task can be classified."""
+    StartAdapt: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
+    """Starts to learn a task and answers with the job."""
+    UploadAdapt: _aio.StreamUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
+    """The same for a support set over the limit of a message: it comes in pieces. The first piece
+    has the seed, the options and the key; the images of a label that comes again are added to it.
+    """
+    UpdateTask: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.UpdateTaskRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
+    """Starts to learn a new version of a task, from its support set and more images, of its classes or
+    of new ones; answers with the job. The task stays as it is.
+    """
+    WatchAdapt: _aio.UnaryStreamMultiCallable[_few_shot_pb2.WatchAdaptRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
+    """Tells how a job is: at once, and after each change until it is over. A caller that is slower
+    than the job gets the latest state, not every one. Leaving the stream changes nothing.
+    """
+    CancelAdapt: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.CancelAdaptRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
+    """Ends a job within one gradient step; one that is over stays as it is. Answers with the job as
+    it is when the work has stopped.
+    """
+    GetJob: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.GetJobRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
+    """Tells how a job is."""
+    ListJobs: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ListJobsRequest, _few_shot_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Tells how all jobs are, oldest first: those not over, and the last that are."""
     Classify: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ClassifyRequest, _few_shot_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Classifies images with a task that was learnt before."""
+    ClassifyStream: _aio.StreamStreamMultiCallable[_few_shot_pb2.ClassifyRequest, _few_shot_pb2.ClassifyResponse]  # type: ignore[assignment]
+    """Classifies request after request, for video: each is answered in order. A request without
+    task_id is for the task of the one before. A request that cannot be answered ends the stream.
+    """
     GetTask: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.GetTaskRequest, _few_shot_pb2.Task]  # type: ignore[assignment]
     """Describes one task."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ListTasksRequest, _few_shot_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists all tasks, oldest first."""
     DeleteTask: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.DeleteTaskRequest, _few_shot_pb2.DeleteTaskResponse]  # type: ignore[assignment]
     """Deletes a task, in memory and in the store."""
+    ListVersions: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ListVersionsRequest, _few_shot_pb2.ListTasksResponse]  # type: ignore[assignment]
+    """Lists the versions of a task, whichever of them is named, oldest first."""
+    SetAlias: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.SetAliasRequest, _few_shot_pb2.Alias]  # type: ignore[assignment]
+    """Gives a task an alias, or moves the alias from another task to it."""
+    ListAliases: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ListAliasesRequest, _few_shot_pb2.ListAliasesResponse]  # type: ignore[assignment]
+    """Lists all aliases by name."""
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.DeleteAliasRequest, _few_shot_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Takes an alias away; its task stays."""
     ExportTask: _aio.UnaryStreamMultiCallable[_few_shot_pb2.ExportTaskRequest, _few_shot_pb2.ExportTaskChunk]  # type: ignore[assignment]
     """Streams the file of a task: `task_model.pt`, or an ONNX model."""
 
@@ -92,12 +173,86 @@ class FewShotServicer(metaclass=_abc_1.ABCMeta):
         """Learns a task from its support set. Blocks until the task can be classified."""
 
     @_abc_1.abstractmethod
+    def StartAdapt(
+        self,
+        request: _few_shot_pb2.AdaptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.AdaptJob, _abc.Awaitable[_few_shot_pb2.AdaptJob]]:
+        """Starts to learn a task and answers with the job."""
+
+    @_abc_1.abstractmethod
+    def UploadAdapt(
+        self,
+        request_iterator: _MaybeAsyncIterator[_few_shot_pb2.AdaptRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.AdaptJob, _abc.Awaitable[_few_shot_pb2.AdaptJob]]:
+        """The same for a support set over the limit of a message: it comes in pieces. The first piece
+        has the seed, the options and the key; the images of a label that comes again are added to it.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateTask(
+        self,
+        request: _few_shot_pb2.UpdateTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.AdaptJob, _abc.Awaitable[_few_shot_pb2.AdaptJob]]:
+        """Starts to learn a new version of a task, from its support set and more images, of its classes or
+        of new ones; answers with the job. The task stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAdapt(
+        self,
+        request: _few_shot_pb2.WatchAdaptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_few_shot_pb2.AdaptJob], _abc.AsyncIterator[_few_shot_pb2.AdaptJob]]:
+        """Tells how a job is: at once, and after each change until it is over. A caller that is slower
+        than the job gets the latest state, not every one. Leaving the stream changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelAdapt(
+        self,
+        request: _few_shot_pb2.CancelAdaptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.AdaptJob, _abc.Awaitable[_few_shot_pb2.AdaptJob]]:
+        """Ends a job within one gradient step; one that is over stays as it is. Answers with the job as
+        it is when the work has stopped.
+        """
+
+    @_abc_1.abstractmethod
+    def GetJob(
+        self,
+        request: _few_shot_pb2.GetJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.AdaptJob, _abc.Awaitable[_few_shot_pb2.AdaptJob]]:
+        """Tells how a job is."""
+
+    @_abc_1.abstractmethod
+    def ListJobs(
+        self,
+        request: _few_shot_pb2.ListJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.ListJobsResponse, _abc.Awaitable[_few_shot_pb2.ListJobsResponse]]:
+        """Tells how all jobs are, oldest first: those not over, and the last that are."""
+
+    @_abc_1.abstractmethod
     def Classify(
         self,
         request: _few_shot_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_few_shot_pb2.ClassifyResponse, _abc.Awaitable[_few_shot_pb2.ClassifyResponse]]:
         """Classifies images with a task that was learnt before."""
+
+    @_abc_1.abstractmethod
+    def ClassifyStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_few_shot_pb2.ClassifyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_few_shot_pb2.ClassifyResponse], _abc.AsyncIterator[_few_shot_pb2.ClassifyResponse]]:
+        """Classifies request after request, for video: each is answered in order. A request without
+        task_id is for the task of the one before. A request that cannot be answered ends the stream.
+        """
 
     @_abc_1.abstractmethod
     def GetTask(
@@ -122,6 +277,38 @@ class FewShotServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_few_shot_pb2.DeleteTaskResponse, _abc.Awaitable[_few_shot_pb2.DeleteTaskResponse]]:
         """Deletes a task, in memory and in the store."""
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _few_shot_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.ListTasksResponse, _abc.Awaitable[_few_shot_pb2.ListTasksResponse]]:
+        """Lists the versions of a task, whichever of them is named, oldest first."""
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _few_shot_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.Alias, _abc.Awaitable[_few_shot_pb2.Alias]]:
+        """Gives a task an alias, or moves the alias from another task to it."""
+
+    @_abc_1.abstractmethod
+    def ListAliases(
+        self,
+        request: _few_shot_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.ListAliasesResponse, _abc.Awaitable[_few_shot_pb2.ListAliasesResponse]]:
+        """Lists all aliases by name."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _few_shot_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_few_shot_pb2.DeleteAliasResponse, _abc.Awaitable[_few_shot_pb2.DeleteAliasResponse]]:
+        """Takes an alias away; its task stays."""
 
     @_abc_1.abstractmethod
     def ExportTask(

@@ -1,0 +1,71 @@
+"""Something around every call of some services, whatever its request and its answer stream.
+
+    AroundCalls   an interceptor of the server: enters a context manager for each call
+    around        the same for the handler of one method
+
+The parts that are put around calls (``metrics_calls``, ``request_id``) know nothing of handlers, and
+this knows nothing of them.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import grpc
+
+Enter: TypeAlias = Callable[[str, grpc.ServicerContext], AbstractContextManager[None]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class AroundCalls(grpc.ServerInterceptor):
+    """Puts a context manager around calls."""
+
+    def __init__(self, services: Collection[str], enter: Enter) -> None:
+        """Choose what to put around what.
+
+        Args:
+            services: full names; calls of others (health, reflection) are left alone.
+            enter: gets a call's name, for example ``metanas.v1.FewShot/Classify``, and its context.
+        """
+        self._services = services
+        self._enter = enter
+
+    def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Handler | None]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wrap the handler of a method."""
+        handler = continuation(handler_call_details)
+        call = handler_call_details.method.lstrip("/")
+        if handler is None or call.partition("/")[0] not in self._services:
+            return handler
+        return around(handler, lambda context: self._enter(call, context))
+
+
+def around(handler: Handler, enter: Callable[[grpc.ServicerContext], AbstractContextManager[None]]) -> Handler:
+    """Answer every call of a method inside what ``enter`` makes of its context.
+
+    A stream of answers is inside until its end, or until its caller leaves it.
+    """
+    sides = (handler.request_streaming, handler.response_streaming)
+    kind = "_".join("stream" if streams else "unary" for streams in sides)
+    answer: Callable[[Any, grpc.ServicerContext], Any] = getattr(handler, kind)
+
+    @functools.wraps(answer)  # gRPC looks at a method's attributes: which threads it wants
+    def whole(request: Any, context: grpc.ServicerContext) -> Any:
+        with enter(context):
+            return answer(request, context)
+
+    @functools.wraps(answer)
+    def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        with enter(context):
+            yield from answer(request, context)
+
+    make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(
+        stream if handler.response_streaming else whole,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )

@@ -1,0 +1,77 @@
+"""What happens in one server, counted for Prometheus.
+
+    Metrics.answered     a call went out: its name, its status, how long it took
+    Metrics.classified   a batch of images was classified, by a task that was loaded or not
+    Metrics.adapted      a phase of an adaptation is over: its name, how long it took
+    Metrics.registry     what ``metrics_server`` shows
+
+Each server has a registry of its own, so that several run in one process. What can be read at any time
+(queues, memory) is not counted here but read when it is asked for: ``metrics_state``.
+"""
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+# Classify is answered in milliseconds, Adapt in seconds to minutes.
+_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_PHASE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+_BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """The counts of one server; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "metanas_requests",
+            "Calls that were answered, by call and gRPC status.",
+            ("call", "code"),
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "metanas_request_seconds",
+            "From the moment a thread takes a call to its answer or the end of its stream.",
+            ("call",),
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_images = Histogram(
+            "metanas_classify_batch_images",
+            "Images classified at a time.",
+            buckets=_BATCH_IMAGES,
+            registry=self.registry,
+        )
+        self._lookups = Counter(
+            "metanas_loaded_task_lookups",
+            "Batches by whether their task was loaded (hit) or had to be loaded from its file (miss).",
+            ("result",),
+            registry=self.registry,
+        )
+        self._adapt_seconds = Histogram(
+            "metanas_adapt_seconds",
+            "Seconds of adaptations by phase.",
+            ("phase",),
+            buckets=_PHASE_SECONDS,
+            registry=self.registry,
+        )
+        for result in ("hit", "miss"):  # shown as 0 from the start
+            self._lookups.labels(result)
+
+    def answered(self, call: str, code: grpc.StatusCode, *, seconds: float) -> None:
+        """Count a call by its end.
+
+        Args:
+            call: service and method, for example ``metanas.v1.FewShot/Classify``.
+        """
+        self._requests.labels(call, code.name).inc()
+        self._request_seconds.labels(call).observe(seconds)
+
+    def classified(self, images: int, *, was_loaded: bool) -> None:
+        """Count a batch of images and whether its task was loaded already."""
+        self._batch_images.observe(images)
+        self._lookups.labels("hit" if was_loaded else "miss").inc()
+
+    def adapted(self, phase: str, seconds: float) -> None:
+        """Count one phase of an adaptation."""
+        self._adapt_seconds.labels(phase).observe(seconds)
