@@ -5,4 +5,4 @@ import sys
 from metanas_export.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(formats=("onnx", "tensorrt")))

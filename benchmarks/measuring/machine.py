@@ -20,7 +20,8 @@ from typing import Any
 import onnxruntime
 import torch
 
-SIZE = 2048
+from metanas_export.product_rate import product_gflops
+
 PRODUCTS = 7
 CORES = len(os.sched_getaffinity(0))
 
@@ -43,7 +44,7 @@ class Rates:
 
 def probe(products: int = PRODUCTS) -> Rates:
     """Measure both rates now; about two seconds."""
-    one, every = _gflops(1, products), _gflops(CORES, products)
+    one, every = product_gflops(1, products=products), product_gflops(CORES, products=products)
     return Rates(one=max(one), all=max(every), one_median=statistics.median(one), all_median=statistics.median(every))
 
 
@@ -55,22 +56,6 @@ def fastest(*probes: Rates) -> Rates:
         one_median=statistics.median(rates.one_median for rates in probes),
         all_median=statistics.median(rates.all_median for rates in probes),
     )
-
-
-def _gflops(threads: int, products: int) -> list[float]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        matrix, result = torch.rand(SIZE, SIZE), torch.empty(SIZE, SIZE)
-        torch.mm(matrix, matrix, out=result)  # the first one starts threads and touches pages
-        rates = []
-        for _ in range(products):
-            started = time.perf_counter()
-            torch.mm(matrix, matrix, out=result)
-            rates.append(2 * SIZE**3 / (time.perf_counter() - started) / 1e9)
-        return rates
-    finally:
-        torch.set_num_threads(before)
 
 
 def describe() -> dict[str, Any]:

@@ -51,10 +51,15 @@ class Trust:
     """Over the images of classes with two shots or more; None: there is no such class."""
     least_similarity: float | None = None
     """An image that is less similar to all classes is none of them; None: unknown."""
+    head_scale: float | None = None
+    """What the largest logit is divided by for a similarity; None: unknown."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, float) and 0 < self.temperature < math.inf):
             raise InvalidConfigError(f"a temperature must be above 0 and finite, got {self.temperature!r}")
+        scale = self.head_scale
+        if scale is not None and not (isinstance(scale, float) and 0 < scale < math.inf):
+            raise InvalidConfigError(f"a head_scale must be above 0 and finite, or None, got {scale!r}")
         for name in ("leave_one_out_accuracy", "least_similarity"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, float) and -2 <= value <= 2):
@@ -134,13 +139,13 @@ def measure(features: Tensor, labels: Tensor, head: Head, *, known_similarity: f
         head: its head.
         known_similarity: the threshold where no class has two shots: the meta-model's, of single shots.
     """
-    logits, left = leave_one_out(features, labels, n_way=len(head.bias), scale=length_of_rows(head))
+    scale = length_of_rows(head)
+    logits, left = leave_one_out(features, labels, n_way=len(head.bias), scale=scale)
     if len(left) == 0:
-        return Trust(least_similarity=known_similarity)
+        return Trust(least_similarity=known_similarity, head_scale=scale)
     return Trust(
         temperature=calibrate(logits, left),
         leave_one_out_accuracy=float((logits.argmax(dim=1) == left).double().mean()),
-        least_similarity=float(
-            torch.quantile(similarity(logits, length_of_rows(head)), KNOWN_QUANTILE, interpolation="lower")
-        ),
+        least_similarity=float(torch.quantile(similarity(logits, scale), KNOWN_QUANTILE, interpolation="lower")),
+        head_scale=scale,
     )

@@ -2,27 +2,28 @@
 
     GraphBuilder   one method for each kind of node that needs more than its name and inputs
 
-A node's output has the node's name. In fp16 every constant is float16, unless it is given
-another type. Knows ONNX and the sizes of torch convolutions; nothing of cells and tasks.
+A node's output has the node's name. Everything is float32 here: other precisions are made of the
+finished graph (``casting``, ``quantising``). Knows ONNX and the sizes of torch convolutions;
+nothing of cells and tasks.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from metanas_export.errors import Float16RangeError
 from metanas_export.folding import Array
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""What the inside of an exported network is calculated in; its input and output are float32."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class GraphBuilder:
     """Collects nodes and initialisers; every method returns the name of the tensor that it adds."""
 
-    def __init__(self, precision: Precision) -> None:
-        self.dtype = np.float16 if precision == "fp16" else np.float32
+    def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.initialisers: dict[str, TensorProto] = {}
         self._rectified: dict[str, str] = {}
@@ -32,20 +33,14 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, values: Array, *, dtype: type[np.floating[Any]] | None = None) -> str:
-        """Values that are part of the graph.
+    def constant(self, name: str, values: Array) -> str:
+        """Values that are part of the graph, as float32."""
+        self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=np.float32), name)
+        return name
 
-        Raises:
-            Float16RangeError: a value does not fit float16.
-        """
-        dtype = dtype or self.dtype
-        limit = np.finfo(dtype).max
-        largest = np.abs(values).max()
-        if dtype == np.float16 and not largest <= limit:
-            raise Float16RangeError(
-                f"{name} holds {largest:g}, float16 ends at {limit:g}; export with --precision fp32"
-            )
-        self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=dtype), name)
+    def whole_numbers(self, name: str, values: list[int]) -> str:
+        """Axes and the like, as int64."""
+        self.initialisers[name] = numpy_helper.from_array(np.array(values, dtype=np.int64), name)
         return name
 
     def conv(

@@ -1,39 +1,53 @@
-"""Does the ONNX file answer as torch does? On the task's own pictures, not on noise.
+"""Does a file answer as torch does? On the task's own pictures, and on others, not on noise.
 
-    compare      task model, ONNX bytes     ->  Agreement of torch with ONNX Runtime, and of
-                                                ONNX Runtime with itself, one picture at a time
-    table        agreements                 ->  text
-    require      agreement                  ->  nothing, or an error that says what differs
+    support_set, picture_set   task           ->  ImageSet: inputs, classes, and torch's scores
+    judge        set, a way to score it       ->  Agreement with torch
+    compare      task, ONNX bytes             ->  Agreement of torch with ONNX Runtime, and of
+                                                  ONNX Runtime with itself, one picture at a time
+    require      agreement                    ->  nothing, or an error that says what differs
+    table        agreements                   ->  text
 
-An answer is a class, so what counts first is that every support image gets the same one. Two
-classes whose torch scores are within ``TIE`` of each other are one answer: rounding decides
-between them. In fp32 the scores themselves have a limit too; in fp16 they are only shown.
+An answer is a class, so what counts first is that every image gets the same one. Two classes whose
+torch scores are within ``TIE`` of each other are one answer: rounding decides between them. In
+fp32 the scores themselves have a limit too; in other precisions they are only shown.
 
-Runs on ONNX Runtime's CPU provider. There fp16 mostly means that weights and activations are
-rounded to float16 while sums are kept in float32; a GPU may round more. Only this module
-imports ONNX Runtime. It knows nothing of files and TensorRT.
+It knows nothing of files, formats and TensorRT.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metanas.model import TaskModel
 from metanas.preprocessing import scale
 from metanas_export.builder import Precision
-from metanas_export.errors import DisagreementError, ExportError, RuntimeMissingError
-from metanas_export.graph import INPUT_NAME, OUTPUT_NAME
-
-Scores = NDArray[np.float32]
+from metanas_export.errors import DisagreementError, ExportError
+from metanas_export.pictures import Pictures
+from metanas_export.running import Run, Scores, session
 
 TIE = 1e-4
 """Scores this close, in logits, are a tie."""
-LEAST_AGREEMENT: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.995}
-"""Fraction of support images that must get the same class."""
+LEAST_AGREEMENT: dict[Precision, float] = {"fp32": 0.995, "fp16": 0.995, "bf16": 0.995, "int8": 0.98}
+"""Fraction of images that must get the same class."""
 FP32_DIFFERENCE = 1e-3
 """Largest difference of a score in fp32, as a fraction of the largest score (at least of 1).
 Rounding alone makes 1e-5 where a channel hardly varies over the support set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images to compare on."""
+
+    name: str
+    inputs: NDArray[np.float32]
+    """``(images, channels, height, width)``, scaled."""
+    labels: NDArray[np.int64]
+    """The classes that are right."""
+    reference: Scores
+    """Torch's logits, ``(images, classes)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +64,56 @@ class Agreement:
     mean_difference: float
     largest_score: float
     """Largest absolute logit of the first of the two: what the differences compare with."""
+    accuracy: float | None = None
+    """Fraction of images that the second of the two gives the right class; None: not known."""
+
+
+def support_set(task: TaskModel) -> ImageSet:
+    """The images that the task was learned from.
+
+    Raises:
+        ExportError: torch itself gives scores that are not finite.
+    """
+    return _image_set(task, "support images", images=task.support.images, labels=task.support.labels)
+
+
+def picture_set(task: TaskModel, pictures: Pictures) -> ImageSet:
+    """Images of ``--verify``.
+
+    Raises:
+        ExportError: torch itself gives scores that are not finite.
+    """
+    return _image_set(task, "verify images", images=pictures.images, labels=pictures.labels)
+
+
+def _image_set(task: TaskModel, name: str, *, images: Tensor, labels: Tensor) -> ImageSet:
+    reference = task.logits(images).numpy()
+    broken = int((~np.isfinite(reference)).any(axis=1).sum())
+    if broken:
+        raise ExportError(
+            f"torch itself gives NaN or infinity for {broken} of {len(images)} {name}; "
+            "the task model is no use: adapt the task again"
+        )
+    return ImageSet(name, scale(images, task.preprocessing).numpy(), labels.numpy(), reference)
+
+
+def judge(run: Run, images: ImageSet, *, what: str, max_batch: int | None = None) -> Agreement:
+    """Score a set another way, and compare with torch.
+
+    Args:
+        what: the other way, for people.
+        max_batch: the most images that ``run`` takes at once; None: all.
+    """
+    size = max_batch or len(images.inputs)
+    parts = [run(images.inputs[first : first + size]) for first in range(0, len(images.inputs), size)]
+    return agreement(images.reference, np.concatenate(parts), what=f"torch / {what}", labels=images.labels)
 
 
 def compare(task: TaskModel, onnx_model: bytes, *, precision: Precision = "fp32") -> list[Agreement]:
     """Score the support images of a task with torch and with ONNX Runtime.
 
     Args:
-        onnx_model: the content of the ``.onnx`` file of this task.
+        onnx_model: the content of the ``.onnx`` file of this task; not of bfloat16.
         precision: only named in the result.
 
     Returns:
@@ -66,41 +123,24 @@ def compare(task: TaskModel, onnx_model: bytes, *, precision: Precision = "fp32"
         RuntimeMissingError: ONNX Runtime is not installed.
         ExportError: torch itself gives scores that are not finite.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeMissingError(
-            f"ONNX Runtime is not installed ({error}), so the export cannot be checked; "
-            'install it with: pip install "metanas-edge[cpu]"'
-        ) from error
-    session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
-
-    def run(images: Scores) -> Scores:
-        scores: Scores = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
-        return scores
-
-    images = scale(task.support.images, task.preprocessing).numpy()
-    torch_scores = task.logits(task.support.images).numpy()
-    broken = int((~np.isfinite(torch_scores)).any(axis=1).sum())
-    if broken:
-        raise ExportError(
-            f"torch itself gives NaN or infinity for {broken} of {len(images)} support images; "
-            "the task model is no use: adapt the task again"
-        )
-    batch_scores = run(images)
-    single_scores = np.concatenate([run(image[None]) for image in images])
+    run = session(onnx_model)
+    images = support_set(task)
     name = f"ONNX Runtime {precision}"
-    return [
-        agreement(torch_scores, batch_scores, what=f"torch / {name}"),
-        agreement(batch_scores, single_scores, what=f"{name}: batch / one by one"),
-    ]
+    return [judge(run, images, what=name), batch_of_one(run, images, what=name)]
 
 
-def agreement(reference: Scores, other: Scores, *, what: str) -> Agreement:
+def batch_of_one(run: Run, images: ImageSet, *, what: str) -> Agreement:
+    """Compare a way to score with itself: all images at once, and each alone."""
+    alone = np.concatenate([run(image[None]) for image in images.inputs])
+    return agreement(run(images.inputs), alone, what=f"{what}: batch / one by one", labels=images.labels)
+
+
+def agreement(reference: Scores, other: Scores, *, what: str, labels: NDArray[np.int64] | None = None) -> Agreement:
     """Compare two ``(images, classes)`` score arrays; NaN agrees with nothing."""
     rows = np.arange(len(reference))
     # argmax calls NaN the largest; then, and in a NaN of the reference, the comparison is false.
-    same = reference[rows, other.argmax(axis=1)] >= reference.max(axis=1) - TIE
+    chosen = other.argmax(axis=1)
+    same = reference[rows, chosen] >= reference.max(axis=1) - TIE
     same &= np.isfinite(other).all(axis=1)
     difference = np.abs(reference.astype(np.float64) - other)
     return Agreement(
@@ -110,19 +150,23 @@ def agreement(reference: Scores, other: Scores, *, what: str) -> Agreement:
         largest_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
         largest_score=float(np.abs(reference).max()),
+        accuracy=None if labels is None else float((chosen == labels).mean()),
     )
 
 
-def require(found: Agreement, *, precision: Precision) -> None:
+def require(found: Agreement, *, precision: Precision, least: float | None = None) -> None:
     """Refuse an agreement that is too small.
+
+    Args:
+        least: fraction of images that must get the same class; None: ``LEAST_AGREEMENT``.
 
     Raises:
         DisagreementError: too many images get another class, or in fp32 a score differs too much.
     """
-    least = LEAST_AGREEMENT[precision]
+    least = LEAST_AGREEMENT[precision] if least is None else least
     if found.same_class < least * found.images:
         raise DisagreementError(
-            f"{found.what}: {found.same_class} of {found.images} support images get the same class, "
+            f"{found.what}: {found.same_class} of {found.images} images get the same class, "
             f"at least {least:.1%} must; {_remedy(precision)}"
         )
     limit = FP32_DIFFERENCE * max(1.0, found.largest_score)
@@ -134,19 +178,20 @@ def require(found: Agreement, *, precision: Precision) -> None:
 
 
 def _remedy(precision: Precision) -> str:
-    if precision == "fp16":
-        return "export with --precision fp32"
-    return "this is a bug of the export: report it with the task model"
+    if precision == "fp32":
+        return "this is a bug of the export: report it with the task model"
+    return "export with --precision fp32, or lower --min-agreement"
 
 
-def table(agreements: list[Agreement]) -> str:
+def table(agreements: Sequence[Agreement], *, title: str = "check on the support images") -> str:
     """The agreements as aligned text, one row each."""
-    rows = [("check on the support images", "images", "same class", "largest difference", "mean difference")]
+    rows = [(title, "images", "same class", "accuracy", "largest difference", "mean difference")]
     rows += [
         (
             row.what,
             str(row.images),
             f"{row.same_class / row.images:.1%}",
+            "" if row.accuracy is None else f"{row.accuracy:.1%}",
             f"{row.largest_difference:.2e}",
             f"{row.mean_difference:.2e}",
         )

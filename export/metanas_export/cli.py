@@ -1,128 +1,115 @@
-"""The command ``to_tensorrt.py task_model.pt``: an adapted task for a device.
+"""The commands ``metanas-export`` and ``to_tensorrt.py``: an adapted task for a device.
 
-    task_model.pt  ->  task_model.onnx         checked against torch on the task's own images
-                   ->  task_model.plan         where a TensorRT is installed
-                   ->  task_model.plan.json    names, preprocessing, versions: the plan's sidecar
+    task_model.pt  ->  task_model.onnx                    onnx
+                   ->  task_model.plan, .plan.json        tensorrt, tensorrt-rtx: with a sidecar
+                   ->  task_model.xml, .bin               openvino
+                   ->  task_model.pte                     executorch
+                   ->  task_model.tflite                  litert
+                   ->  triton/                            triton: a model repository
 
-Results are told on standard output, errors on standard error. Each file is written whole or
-not at all. The calculations are in ``graph``, ``check`` and ``engine``.
+Results are told on standard output, errors on standard error. The work is in ``exporting``.
 
 Exit codes:
 
     0   all that was asked for is written
     1   the file cannot be used, or the result cannot be written
     2   the command line makes no sense
-    3   the ONNX file is written and checked; no TensorRT is installed
-    4   the ONNX file is written and checked; TensorRT failed to build a plan
-    5   the ONNX graph does not answer as torch does, or ONNX Runtime is missing; nothing written
+    3   no TensorRT is installed; the other formats are written and checked
+    4   TensorRT failed to build a plan; the other formats are written and checked
+    5   a file does not answer as torch does, or ONNX Runtime is missing; that file is not written
+    6   OpenVINO, ExecuTorch or LiteRT is not installed; the other formats are written and checked
 """
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from metanas.artifact import load_task, write_atomically
+from metanas.artifact import load_task
 from metanas.errors import MetaNASError
-from metanas.model import TaskModel
-from metanas_export import check, engine
-from metanas_export.builder import Precision
-from metanas_export.errors import ExportError, TensorRTMissingError
-from metanas_export.graph import onnx_bytes
+from metanas_export.builder import PRECISIONS
+from metanas_export.check import LEAST_AGREEMENT
+from metanas_export.errors import ExportError, UnsupportedTargetError
+from metanas_export.exporting import Order, export
+from metanas_export.formats import FORMATS, Format
+from metanas_export.pictures import MAX_PICTURES, read_pictures
+from metanas_export.plan import Profile
+from metanas_export.targets import capability, flag
 
 MAX_BATCH = 4096
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, formats: tuple[Format, ...] = ("onnx",)) -> int:
+    """Run the command; returns its exit code.
+
+    Args:
+        formats: what is written where no ``--format`` is given.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["prebuild"]:
+        from metanas_export import prebuild
+
+        return prebuild.main(arguments[1:])
+    parser = _parser(formats)
+    options = parser.parse_args(arguments)
+    if (options.task_model is None) == (options.server is None):
+        parser.error("name one of task_model.pt and --server HOST --task ID")
+    if (options.server is None) != (options.task is None):
+        parser.error("--server and --task go together: --server HOST:PORT --task ID")
     try:
-        _export(
-            options.task_model,
-            folder=options.output or options.task_model.parent,
-            precision=options.precision,
-            profile=None if options.onnx_only else engine.Profile(max_batch=options.max_batch),
-        )
-    except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        failures = _run(options, formats=tuple(options.formats or formats))
     except MetaNASError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        failures = [error]
     except OSError as error:
         print(f"error: {error.filename or options.task_model}: {error.strerror or error}", file=sys.stderr)
         return 1
-    return 0
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    codes = [error.exit_code if isinstance(error, ExportError) else 1 for error in failures]
+    return codes[0] if codes else 0
 
 
-def _export(path: Path, *, folder: Path, precision: Precision, profile: engine.Profile | None) -> None:
-    """Write the files of one task; ``profile`` None stops after the ONNX file.
+def _run(options: argparse.Namespace, *, formats: tuple[Format, ...]) -> list[MetaNASError]:
+    path: Path = options.task_model
+    with TemporaryDirectory() as folder:
+        if options.server is not None:
+            from metanas_export.fetch import fetch_task
 
-    Raises:
-        MetaNASError, OSError: with what was wrong; what had been written before stays.
-    """
-    task = load_task(path)
-    _say(f"{path}: {len(task.class_names)} classes, {task.report.parameter_count:,} parameters")
-    started = time.perf_counter()
-    model = onnx_bytes(task, precision=precision)
-    milliseconds = 1000 * (time.perf_counter() - started)
-    agreements = check.compare(task, model, precision=precision)
-    _say(f"\n{check.table(agreements)}\n")
-    for found in agreements:
-        check.require(found, precision=precision)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    onnx_path = folder / f"{path.stem}.onnx"
-    write_atomically(onnx_path, model)
-    _say(f"wrote {onnx_path} ({len(model):,} bytes, {precision}, built in {milliseconds:.0f} ms)")
-    plan_path = folder / f"{path.stem}.plan"
-    try:
-        if profile is not None:
-            _write_plan(plan_path, task, model=model, precision=precision, profile=profile)
-            return
-    except TensorRTMissingError as error:
-        raise TensorRTMissingError(f"{error}. {onnx_path} is complete without it") from error
-    finally:
-        _warn_of_stale_plan(plan_path, model)
-
-
-def _write_plan(path: Path, task: TaskModel, *, model: bytes, precision: Precision, profile: engine.Profile) -> None:
-    trt = engine.find_tensorrt()
-    patience = "seconds" if trt.__name__ == "tensorrt_rtx" else "up to minutes on a small device"
-    _say(f"building a plan with {engine.describe(trt)} for batches of 1 to {profile.max_batch}; takes {patience} ...")
-    started = time.perf_counter()
-    plan = engine.build_plan(trt, model, profile=profile)
-    seconds = time.perf_counter() - started
-    content = json.dumps(engine.sidecar(plan, task, precision=precision), indent=2, ensure_ascii=False)
-    # The sidecar first: it names the plan's hash, so a plan without its own sidecar is found out.
-    write_atomically(_sidecar_path(path), content.encode() + b"\n")
-    write_atomically(path, plan.data)
-    targets = ", ".join(plan.compute_capabilities) if plan.compute_capabilities else "of this machine's GPU"
-    _say(f"wrote {path} ({len(plan.data):,} bytes, built in {seconds:.1f} s, compute capability {targets})")
-    _say(f"wrote {_sidecar_path(path)}")
-    _say("The plan was built, not run: what is checked above is the ONNX graph it was built from.")
-
-
-def _warn_of_stale_plan(plan_path: Path, model: bytes) -> None:
-    """Say so if the plan that lies beside the new ONNX file was built from another one."""
-    if not plan_path.exists():
-        return
-    try:
-        built_from = json.loads(_sidecar_path(plan_path).read_bytes())["onnx_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        built_from = None
-    if built_from != engine.sha256(model):
-        print(f"warning: {plan_path} is from an earlier export, not of this ONNX file; delete it", file=sys.stderr)
-
-
-def _sidecar_path(plan_path: Path) -> Path:
-    return plan_path.with_name(f"{plan_path.name}.json")
+            path = fetch_task(options.server, options.task, folder=Path(folder))
+        task = load_task(path)
+    _say(f"{path.name}: {len(task.class_names)} classes, {task.report.parameter_count:,} parameters")
+    order = Order(
+        formats=formats,
+        folder=options.output or (Path() if options.server is not None else path.parent),
+        name=path.stem,
+        precision=options.precision,
+        profile=options.profile or Profile(max_batch=options.max_batch),
+        targets=options.target,
+        takes_pictures=options.preprocess,
+        gives_probabilities=options.softmax,
+        min_agreement=options.min_agreement,
+        benchmark=options.benchmark,
+    )
+    pictures = None if options.verify is None else read_pictures(options.verify, task)
+    return export(task, order, pictures=pictures, say=_say)
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(text, file=sys.stderr if text.startswith("warning:") else sys.stdout, flush=True)
+
+
+class _Formats(argparse.Action):
+    """``--format a,b --format c``: each once, in the order given."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: object = None
+    ) -> None:
+        asked = str(values).split(",")
+        for one in asked:
+            if one not in FORMATS:
+                parser.error(f"there is no format {one!r}; choose from {', '.join(FORMATS)}")
+        namespace.formats = list(dict.fromkeys([*(namespace.formats or []), *asked]))
 
 
 def _batch(text: str) -> int:
@@ -135,27 +122,81 @@ def _batch(text: str) -> int:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def _profile(text: str) -> Profile:
+    try:
+        smallest, best, largest = (int(part) for part in text.split(","))
+        profile = Profile(smallest, best, largest)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be batch sizes MIN,OPT,MAX that do not fall, such as 1,1,32, got {text!r}"
+        ) from error
+    if profile.max_batch > MAX_BATCH:
+        raise argparse.ArgumentTypeError(f"must end at {MAX_BATCH} or below, got {text!r}")
+    return profile
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(flag(capability(one)) for one in text.split(","))
+    except UnsupportedTargetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"must be a percentage from 0 to 100, got {text!r}")
+    return value / 100
+
+
+def _parser(formats: tuple[Format, ...]) -> argparse.ArgumentParser:
+    epilog = (__doc__ or "")[(__doc__ or "").index("Exit codes:") :]
     parser = argparse.ArgumentParser(
-        prog="to_tensorrt.py",
-        description="Turn an adapted task into an ONNX file, checked against torch, and a TensorRT plan.",
-        epilog=(__doc__ or "")[(__doc__ or "").index("Exit codes:") :],
+        description="Turn an adapted task into files for a device, each checked against torch where it can run here.",
+        epilog=f"{epilog}\nmetanas-export prebuild --help: plans for a whole meta-model beforehand.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task_model", type=Path, metavar="task_model.pt", help="what Adapt or ExportTask gave")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: beside the task model")
-    parser.add_argument("--onnx-only", action="store_true", help="stop after the ONNX file; needs no TensorRT")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16"),
-        default="fp32",
-        help="of weights and activations; input and output are float32 either way; default: fp32",
+    add = parser.add_argument
+    add("task_model", type=Path, nargs="?", metavar="task_model.pt", help="what Adapt or ExportTask gave")
+    add("--server", metavar="HOST:PORT", help="fetch the task from a running server instead")
+    add("--task", metavar="ID", help="of the task at the server")
+    add(
+        "--format",
+        action=_Formats,
+        dest="formats",
+        metavar="FORMAT,...",
+        help=f"of {', '.join(FORMATS)}; may be repeated; default: {','.join(formats)}",
     )
-    parser.add_argument(
+    add("--output", type=Path, metavar="DIR", help="where to write; default: beside the task model")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of weights and activations; default: fp32")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--max-batch",
         type=_batch,
-        default=engine.Profile().max_batch,
+        default=Profile().max_batch,
         metavar="N",
-        help="largest batch that the plan takes; the ONNX file takes any; default: %(default)s",
+        help="largest batch of formats that fix one (TensorRT, ExecuTorch, Triton); default: %(default)s",
     )
+    sizes.add_argument("--profile", type=_profile, metavar="MIN,OPT,MAX", help="all three batch sizes of a plan")
+    add("--target", type=_targets, metavar="sm_80,...", help="GPUs that TensorRT-RTX builds for; default: all it can")
+    add("--preprocess", action="store_true", help="ONNX file: take uint8 RGB pictures (batch, height, width, 3)")
+    add("--softmax", action="store_true", help="ONNX file: give probabilities too, at the task's own temperature")
+    add(
+        "--verify",
+        type=Path,
+        metavar="FOLDER",
+        help=f"check on up to {MAX_PICTURES} more pictures, in a folder for each class, called as the class",
+    )
+    limits = {least: [one for one in PRECISIONS if LEAST_AGREEMENT[one] == least] for least in LEAST_AGREEMENT.values()}
+    add(
+        "--min-agreement",
+        type=_percent,
+        metavar="PERCENT",
+        help="of images that must get torch's class; default: "
+        + ", ".join(f"{100 * least:g} for {'/'.join(names)}" for least, names in limits.items()),
+    )
+    add("--benchmark", action="store_true", help="measure what was written: load time, latency, memory")
     return parser

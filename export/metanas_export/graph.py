@@ -1,10 +1,9 @@
 """A task network as an ONNX graph, built node by node: no tracing, no torch exporter.
 
-    build_onnx    task model  ->  onnx.ModelProto
-    onnx_bytes    task model  ->  the content of an ``.onnx`` file
+    build_graph    task model  ->  onnx.ModelProto, float32, without metadata
 
     images   float32 (batch, channels, height, width), as ``preprocessing.scale`` makes them
-    logits   float32 (batch, classes); softmax gives probabilities; ``batch`` is free
+    logits   float32 (batch, classes); ``batch`` is free
 
 Batch norm and the constant weights of the mixture are folded into the convolutions; after a
 pooling or a skip they are one Mul and one Add. What several edges share is there once: the
@@ -13,15 +12,11 @@ cell, node, source and operation: ``cell0/node1_from0_conv_3x3/pointwise``; in a
 blocks after its block: ``block0/conv``.
 
 Tracing the same network takes seconds; building it, milliseconds, so that every adapted task
-can have a graph of its own. In fp16 weights and activations are float16 inside; input, output
-and the head with its normalisation stay float32.
+can have a graph of its own. ``model`` makes a file of the graph.
 
 Knows torch modules and ONNX; no file system, no runtime, no TensorRT.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -44,7 +39,7 @@ from metanas.operations import (
     Skip,
 )
 from metanas.space import CELL_TYPES, Genotype
-from metanas_export.builder import GraphBuilder, Precision
+from metanas_export.builder import GraphBuilder
 from metanas_export.errors import UnsupportedOperationError
 from metanas_export.folding import affine, fold, halving, to_array
 
@@ -52,49 +47,34 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
 # The oldest pair that holds every node here, so that runtimes of the last years read it:
-# ONNX 1.12, TensorRT 8.5, ONNX Runtime 1.12.
-OPSET = 17
+# ONNX 1.13, TensorRT 8.6, ONNX Runtime 1.14.
+OPSET = 18
 IR_VERSION = 8
 
 NORMALISE_EPSILON = 1e-12
 """What ``torch.nn.functional.normalize`` uses."""
 
 
-def onnx_bytes(task: TaskModel, *, precision: Precision = "fp32") -> bytes:
-    """The content of an ``.onnx`` file; arguments and errors as for ``build_onnx``."""
-    return build_onnx(task, precision=precision).SerializeToString(deterministic=True)
-
-
-def build_onnx(task: TaskModel, *, precision: Precision = "fp32") -> onnx.ModelProto:
+def build_graph(task: TaskModel) -> onnx.ModelProto:
     """Build the graph of a task network.
 
     Args:
         task: its batch norm frozen, as ``learner.adapt`` and ``artifact.load_task`` give it.
-        precision: of weights and activations inside; input and output are float32 either way.
-
-    Returns:
-        The model; its ``metadata_props`` hold ``metanas.class_names``, ``.preprocessing``,
-        ``.genotype`` and ``.provenance`` as JSON, ``.version``, ``.precision``, and
-        ``.weights_sha256``: the hash of all initialisers, so of everything that was learned.
 
     Raises:
         ValueError: the network is in training mode.
         UnsupportedOperationError: the network holds an operation without a translation.
-        Float16RangeError: a folded value does not fit float16.
     """
     if task.network.training:
         raise ValueError("the task network is in training mode; call freeze_statistics(support images) first")
-    graph = GraphBuilder(precision)
-    x = INPUT_NAME
-    if precision == "fp16":
-        x = graph.node("Cast", "images/float16", inputs=[x], to=TensorProto.FLOAT16)
+    graph = GraphBuilder()
     network = task.network.network
     if isinstance(network, ConvNet):
-        features = _blocks(graph, network, images=x)
+        features = _blocks(graph, network, images=INPUT_NAME)
     else:
-        features = _cells(graph, network, genotype=task.genotype, images=x)
+        features = _cells(graph, network, genotype=task.genotype, images=INPUT_NAME)
     _head(graph, task.network.head, x=features)
-    return _model(graph, task, precision=precision)
+    return _model(graph, task)
 
 
 def _blocks(graph: GraphBuilder, network: ConvNet, *, images: str) -> str:
@@ -197,25 +177,23 @@ def _separable(graph: GraphBuilder, operation: SeparableConv, *, name: str, x: s
 
 
 def _head(graph: GraphBuilder, head: Head, *, x: str) -> None:
-    """Bring to unit length, score. In float32: float16 would square a feature of 300 to infinity."""
+    """Bring to unit length, score."""
     x = graph.node("Flatten", "head/flatten", inputs=[x], axis=1)
-    if graph.dtype == np.float16:
-        x = graph.node("Cast", "head/float32", inputs=[x], to=TensorProto.FLOAT)
-    length = graph.node("ReduceL2", "head/length", inputs=[x], axes=[1], keepdims=1)
-    epsilon = graph.constant("head/epsilon", np.array(NORMALISE_EPSILON), dtype=np.float32)
+    length = graph.node("ReduceL2", "head/length", inputs=[x, graph.whole_numbers("head/axes", [1])], keepdims=1)
+    epsilon = graph.constant("head/epsilon", np.array(NORMALISE_EPSILON))
     length = graph.node("Max", "head/at_least_epsilon", inputs=[length, epsilon])
     x = graph.node("Div", "head/unit_length", inputs=[x, length])
-    weight = graph.constant("head/weight", to_array(head.weight), dtype=np.float32)
-    bias = graph.constant("head/bias", to_array(head.bias), dtype=np.float32)
+    weight = graph.constant("head/weight", to_array(head.weight))
+    bias = graph.constant("head/bias", to_array(head.bias))
     graph.nodes.append(helper.make_node("Gemm", [x, weight, bias], [OUTPUT_NAME], name="head/scores", transB=1))
 
 
-def _model(graph: GraphBuilder, task: TaskModel, *, precision: Precision) -> onnx.ModelProto:
+def _model(graph: GraphBuilder, task: TaskModel) -> onnx.ModelProto:
     nodes, needed = _needed(graph.nodes)
     initialisers = [value for name, value in graph.initialisers.items() if name in needed]
     preprocessing = task.preprocessing
     shape: list[str | int | None] = ["batch", preprocessing.channels, preprocessing.height, preprocessing.width]
-    model = helper.make_model(
+    return helper.make_model(
         helper.make_graph(
             nodes,
             "metanas_task",
@@ -228,21 +206,6 @@ def _model(graph: GraphBuilder, task: TaskModel, *, precision: Precision) -> onn
         producer_name="metanas-edge",
         producer_version=metanas.__version__,
     )
-    helper.set_model_props(
-        model,
-        {
-            "metanas.class_names": json.dumps(list(task.class_names)),
-            "metanas.preprocessing": json.dumps(preprocessing.to_dict()),
-            "metanas.preprocessing_steps": json.dumps(preprocessing.steps()),
-            "metanas.output": "logits of metanas.class_names, in that order; softmax gives probabilities",
-            "metanas.genotype": json.dumps(task.genotype.to_dict()),
-            "metanas.provenance": json.dumps(dict(task.provenance)),
-            "metanas.version": metanas.__version__,
-            "metanas.precision": precision,
-            "metanas.weights_sha256": _digest(initialisers),
-        },
-    )
-    return model
 
 
 def _needed(nodes: list[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], set[str]]:
@@ -257,11 +220,3 @@ def _needed(nodes: list[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], set[str]
             kept.append(node)
             needed.update(node.input)
     return kept[::-1], needed
-
-
-def _digest(initialisers: Iterable[TensorProto]) -> str:
-    digest = hashlib.sha256()
-    for tensor in initialisers:
-        digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}\n".encode())
-        digest.update(tensor.raw_data)
-    return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""Prepared images to probabilities, whoever asks: the one way to a task's answerer.
+"""Prepared images to answers, whoever asks: the one way to a task's answerer.
 
-    Classifier.probabilities   a task's id and prepared images  ->  a probability for each class
+    Classifier.answer   a task's id and prepared images  ->  Answers: probabilities, similarities
 
 An answerer that is loaded answers at once; another is loaded from the task's file first. Knows the
 store and the engine; nothing of a contract, so that every protocol of the server answers alike.
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metanas.artifact import task_from_bytes
 from metanas_export import onnx_bytes
-from metanas_serving.engine import Answerer, Engine
+from metanas_serving.engine import Answerer, Answers, Engine
 from metanas_serving.metrics import Metrics
 from metanas_serving.store import TaskStore
 
@@ -24,14 +24,11 @@ class Classifier:
         self._engine = engine
         self._metrics = metrics
 
-    def probabilities(self, task_id: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def answer(self, task_id: str, images: NDArray[np.uint8]) -> Answers:
         """Classify prepared images with a task.
 
         Args:
             images: uint8 ``(images, channels, height, width)``, prepared as the task declares.
-
-        Returns:
-            float32 ``(images, classes)``, rows sum to 1, in the order of the task's class names.
 
         Raises:
             TaskNotFoundError: there is no task of that id.
@@ -40,11 +37,11 @@ class Classifier:
         """
         answerer = self._engine.get(task_id)
         self._metrics.classified(len(images), was_loaded=answerer is not None)
-        return (answerer or self._load(task_id)).probabilities(images)
+        return (answerer or self._load(task_id)).answer(images)
 
     def _load(self, task_id: str) -> Answerer:
         task = task_from_bytes(self._store.read(task_id), name=f"the file of task {task_id}")
-        answerer = self._engine.build(onnx_bytes(task), task.preprocessing)
+        answerer = self._engine.build(onnx_bytes(task), task.preprocessing, task.trust)
         self._engine.keep(task_id, answerer)
         if task_id not in self._store:  # deleted meanwhile, perhaps before it was kept
             self._engine.drop(task_id)

@@ -3,7 +3,7 @@
     read_images       Images            ->  prepared images
     task_message      TaskFacts         ->  Task
     job_message       JobView           ->  AdaptJob
-    classifications   probabilities     ->  Classification, most probable first
+    classifications   Answers           ->  Classification, most probable first
 
 Pure functions. All that is checked about a request is checked here, in ``support``, ``options`` or
 ``images``; messages count images from 0, as the caller's list does.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from metanas.preprocessing import Preprocessing
 from metanas.space import CellGenotype, Genotype
 from metanas_proto.v1 import few_shot_pb2 as pb
+from metanas_serving.engine import Answers
 from metanas_serving.errors import InvalidRequestError
 from metanas_serving.facts import TaskFacts
 from metanas_serving.images import read_image
@@ -90,6 +91,11 @@ def task_message(facts: TaskFacts) -> pb.Task:
         parent_task_id=server.parent_task_id,
         first_task_id=facts.first_task_id,
         budget=None if report.budget is None else pb.BudgetReport(**dataclasses.asdict(report.budget)),
+        trust=pb.Trust(
+            temperature=facts.trust.temperature,
+            leave_one_out_accuracy=facts.trust.leave_one_out_accuracy,
+            least_similarity=facts.trust.least_similarity,
+        ),
     )
 
 
@@ -171,19 +177,19 @@ def _cell(cell: CellGenotype) -> pb.CellGenotype:
     )
 
 
-def classifications(
-    probabilities: NDArray[np.float32], class_names: Sequence[str], *, top_k: int
-) -> list[pb.Classification]:
+def classifications(answers: Answers, class_names: Sequence[str], *, top_k: int) -> list[pb.Classification]:
     """Name and order the probabilities of each image; equal ones stay in the task's order.
 
     Args:
-        probabilities: float32 ``(images, classes)``.
         top_k: at most so many classes; 0: all.
     """
+    probabilities, similarities, unknown = answers.probabilities, answers.similarities, answers.none_of_these
     orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : top_k or None]
     return [
         pb.Classification(
-            classes=[pb.ClassProbability(class_name=class_names[column], probability=row[column]) for column in order]
+            classes=[pb.ClassProbability(class_name=class_names[column], probability=row[column]) for column in order],
+            similarity=None if similarities is None else similarities[index],
+            none_of_these=None if unknown is None else bool(unknown[index]),
         )
-        for row, order in zip(probabilities, orders, strict=True)
+        for index, (row, order) in enumerate(zip(probabilities, orders, strict=True))
     ]

@@ -1,6 +1,6 @@
 """ONNX Runtime: answers with the tasks that were asked last.
 
-    Answerer   one task's session: prepared pixels -> probabilities
+    Answerer   one task's session: prepared pixels -> Answers
     Engine     makes answerers, and keeps as many as it may: the least recently asked goes first
 
 A session computes on the thread that calls it, so calls do not share threads or wait for each
@@ -10,6 +10,7 @@ other. Knows ONNX Runtime; nothing of the store or the contract.
 import logging
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from metanas.preprocessing import Preprocessing, scale
+from metanas.trust import Trust
 from metanas_serving.config import Device
 from metanas_serving.errors import StartupError
 
@@ -49,10 +51,22 @@ def network_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> ND
     return np.stack([values[images[:, channel]] for channel, values in enumerate(_scaled(preprocessing))], axis=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a task says of some images."""
+
+    probabilities: NDArray[np.float32]
+    """``(images, classes)``, rows sum to 1, in the order of the task's class names."""
+    similarities: NDArray[np.float32] | None
+    """``(images,)``, to the class that each resembles most; None: the task cannot tell."""
+    none_of_these: NDArray[np.bool_] | None
+    """``(images,)``, whether that is too little for any class; None: the task has no threshold."""
+
+
 class Answerer:
     """A task, ready to answer; safe to share between threads."""
 
-    def __init__(self, onnx: bytes, preprocessing: Preprocessing, *, providers: list[str]) -> None:
+    def __init__(self, onnx: bytes, preprocessing: Preprocessing, trust: Trust, *, providers: list[str]) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -62,21 +76,20 @@ class Answerer:
         options.log_severity_level = 3
         self._session = ort.InferenceSession(onnx, options, providers=providers)
         self._preprocessing = preprocessing
+        self._trust = trust
 
     @property
     def providers(self) -> list[str]:
         """What ONNX Runtime really uses, first to last."""
         return list(self._session.get_providers())
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def answer(self, images: NDArray[np.uint8]) -> Answers:
         """Classify prepared pixels.
 
         Args:
             images: uint8 ``(batch, channels, height, width)``.
-
-        Returns:
-            float32 ``(batch, classes)``, rows sum to 1, in the order of the task's class names.
         """
+        trust = self._trust
         inputs = network_input(images, self._preprocessing)
         logits = np.concatenate(
             [
@@ -84,9 +97,18 @@ class Answerer:
                 for first in range(0, len(inputs), _BATCH_SIZE)
             ]
         ).astype(np.float64)
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        softmax: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
-        return softmax.astype(np.float32)
+        largest = logits.max(axis=1)
+        exponents = np.exp((logits - largest[:, None]) / trust.temperature)
+        probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+        similarities = None if trust.head_scale is None else largest / trust.head_scale
+        unknown = None
+        if similarities is not None and trust.least_similarity is not None:
+            unknown = similarities < trust.least_similarity
+        return Answers(
+            probabilities.astype(np.float32),
+            None if similarities is None else similarities.astype(np.float32),
+            unknown,
+        )
 
 
 class Engine:
@@ -105,18 +127,18 @@ class Engine:
         Raises:
             StartupError: CUDA was asked for and does not start.
         """
-        answerer = self.build(onnx, preprocessing)
+        answerer = self.build(onnx, preprocessing, Trust())
         size = (preprocessing.channels, preprocessing.height, preprocessing.width)
-        answerer.probabilities(np.zeros((1, *size), dtype=np.uint8))
+        answerer.answer(np.zeros((1, *size), dtype=np.uint8))
         _log.info("ONNX Runtime %s answers with %s", ort.__version__, ", ".join(answerer.providers))
         if self._providers[0] == _CUDA and answerer.providers[0] != _CUDA:
             if self._device == "cuda":
                 raise StartupError("--device cuda, but CUDA does not start on this machine; use --device cpu")
             _log.warning("ONNX Runtime lists CUDA, but it does not start on this machine; the CPU answers instead")
 
-    def build(self, onnx: bytes, preprocessing: Preprocessing) -> Answerer:
+    def build(self, onnx: bytes, preprocessing: Preprocessing, trust: Trust) -> Answerer:
         """Make an answerer; it is not kept."""
-        return Answerer(onnx, preprocessing, providers=self._providers)
+        return Answerer(onnx, preprocessing, trust, providers=self._providers)
 
     def get(self, task_id: str) -> Answerer | None:
         """The answerer of a task if it is loaded."""

@@ -4,6 +4,7 @@
     └── ServingError                INTERNAL
         ├── StartupError            (exit code 1)        the server cannot start
         ├── InvalidRequestError     INVALID_ARGUMENT     a request that can never work
+        ├── UnauthenticatedError    UNAUTHENTICATED      no token, or none of this server
         ├── TaskNotFoundError       NOT_FOUND            no task of that id
         ├── JobNotFoundError        NOT_FOUND            no job of that id
         ├── AliasNotFoundError      NOT_FOUND            no alias of that name
@@ -11,6 +12,8 @@
         ├── CannotUpdateError       FAILED_PRECONDITION  a task to be updated that is of another kind of image
         ├── KeyTakenError           ALREADY_EXISTS       an idempotency key of another request
         ├── QueueFullError          RESOURCE_EXHAUSTED   more adaptations, joined calls or streams than taken
+        │   └── TenantBusyError     RESOURCE_EXHAUSTED   as many adaptations of a tenant as it may have at a time
+        ├── QuotaError              RESOURCE_EXHAUSTED   as many tasks of a tenant as it may keep
         ├── UploadTooLargeError     RESOURCE_EXHAUSTED   an upload over the limit
         ├── DeadlineError           DEADLINE_EXCEEDED    the deadline came before the task was learnt
         ├── NotServingError         UNAVAILABLE          starting, or draining before the stop
@@ -19,7 +22,8 @@
         ├── StoreWriteError         INTERNAL             a task that cannot be kept: disk full, no rights
         └── WorkerError             INTERNAL             the adaptation process died or failed
 
-A message says what was wrong with the numbers seen, then what to do.
+A message says what was wrong with the numbers seen, then what to do. ``retry_after_seconds`` of an error goes
+with it as trailing metadata.
 """
 
 from metanas.errors import MetaNASError
@@ -35,6 +39,10 @@ class StartupError(ServingError):
 
 class InvalidRequestError(ServingError, ValueError):
     """The request can never work; the caller has to change it."""
+
+
+class UnauthenticatedError(ServingError):
+    """The caller has shown no token of this server."""
 
 
 class TaskNotFoundError(ServingError, LookupError):
@@ -63,6 +71,17 @@ class KeyTakenError(ServingError):
 
 class QueueFullError(ServingError):
     """As many adaptations wait, calls are joined to one, or streams are open as the server takes."""
+
+    retry_after_seconds = 5.0
+    """When to try again. A guess: a place is free as soon as an adaptation is over."""
+
+
+class TenantBusyError(QueueFullError):
+    """A tenant has as many adaptations as it may have at a time."""
+
+
+class QuotaError(ServingError):
+    """A tenant has as many tasks as it may keep; waiting does not help."""
 
 
 class UploadTooLargeError(ServingError):

@@ -17,6 +17,7 @@ from metanas.model import AdaptationReport, TaskModel
 from metanas.preprocessing import Preprocessing
 from metanas.schedule import Schedule
 from metanas.space import Genotype
+from metanas.trust import Trust
 
 _KEY = "server"
 
@@ -38,6 +39,8 @@ class ServerFacts:
     """Of the task that it is an update of; empty for a first version."""
     first_task_id: str = ""
     """Of the first version; empty for a first version."""
+    tenant: str = ""
+    """Whose it is; empty for a task of a server without tokens, or of an earlier version."""
 
     def written_into(self, task: TaskModel) -> TaskModel:
         """The same task with these facts in its provenance."""
@@ -57,6 +60,7 @@ class ServerFacts:
             version=int(values.get("version", 1)),
             parent_task_id=str(values.get("parent_task_id", "")),
             first_task_id=str(values.get("first_task_id", "")),
+            tenant=str(values.get("tenant", "")),
         )
 
 
@@ -70,6 +74,7 @@ class TaskFacts:
     report: AdaptationReport
     preprocessing: Preprocessing
     support_image_count: int
+    trust: Trust
     schedule: Schedule | None
     """How it was learnt; None for a task of an earlier version."""
 
@@ -93,6 +98,7 @@ class TaskFacts:
                 report=AdaptationReport.from_dict(metadata["report"]),
                 preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
                 support_image_count=len(tensors["support/labels"]),
+                trust=Trust(**metadata.get("trust", {})),
                 schedule=None if schedule is None else Schedule.from_dict(schedule),
             )
         except (KeyError, TypeError, ValueError, InvalidConfigError) as error:

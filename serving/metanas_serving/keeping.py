@@ -34,7 +34,7 @@ class Keeper:
         """
         facts = TaskFacts.from_bytes(learnt.data, name="the learnt task")
         # Before it is kept, so that a task that is kept can answer.
-        answerer = self._engine.build(learnt.onnx, facts.preprocessing)
+        answerer = self._engine.build(learnt.onnx, facts.preprocessing, facts.trust)
         self._store.add(facts, learnt.data)
         self._engine.keep(facts.task_id, answerer)
         self._count(job.view)

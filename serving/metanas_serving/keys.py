@@ -57,8 +57,8 @@ class Keys:
             )
         return cls(secret)
 
-    def task_id(self, key: str) -> str:
-        """The id of the task of a key; a new one for the empty key.
+    def task_id(self, key: str, *, tenant: str = "") -> str:
+        """The id of the task of a tenant's key; a new one for the empty key.
 
         Raises:
             InvalidRequestError: the key is too long.
@@ -69,4 +69,6 @@ class Keys:
             raise InvalidRequestError(
                 f"the idempotency_key has {len(key)} characters, at most {MAX_KEY_CHARACTERS} are taken"
             )
-        return hmac.digest(self._secret, key.encode(), hashlib.sha256)[:16].hex()
+        # Each tenant has a secret of its own, so that one key of two tenants names two tasks.
+        secret = hmac.digest(self._secret, tenant.encode(), hashlib.sha256) if tenant else self._secret
+        return hmac.digest(secret, key.encode(), hashlib.sha256)[:16].hex()

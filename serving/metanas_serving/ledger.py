@@ -4,13 +4,16 @@
     Ledger.get     by its id
     Ledger.of_task by the id of its task, if it has one or may still have
     Ledger.list    all, oldest first
+    Ledger.owned, owned_by   the same of one tenant, as if there were no others
 
-A job that is over holds no images and is small; so many are remembered, each for so long.
+A job that is over holds no images and is small; so many of each tenant are remembered, each for so long.
 """
 
+import builtins
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 
 from metanas_serving.errors import JobNotFoundError
 from metanas_serving.job import Job
@@ -39,14 +42,19 @@ class Ledger:
         """
         with self._lock:
             self._forget()
-            job = self._jobs.get(job_id)
-            if job is None:
-                raise JobNotFoundError(
-                    f"no job {job_id[:64]!r} among the {len(self._jobs)} that this server remembers: the last "
-                    f"{self._max_finished} that are over, for {self._keep_seconds:g} s (--max-finished-jobs, "
-                    "--finished-job-seconds); what it learnt, if it did, is among the tasks of ListTasks"
-                )
-            return job
+            return self._found(job_id, self._jobs)
+
+    def owned(self, job_id: str, *, tenant: str) -> Job:
+        """Find a job of a tenant by its id.
+
+        Raises:
+            JobNotFoundError: the tenant never had one, or it is forgotten.
+        """
+        return self._found(job_id, {job.job_id: job for job in self.owned_by(tenant)})
+
+    def owned_by(self, tenant: str) -> "builtins.list[Job]":
+        """All jobs of a tenant, oldest first."""
+        return [job for job in self.list() if job.order.tenant == tenant]
 
     def of_task(self, task_id: str) -> Job | None:
         """The job that has learnt this task or is to; not one that failed or is to be left."""
@@ -61,10 +69,22 @@ class Ledger:
             self._forget()
             return list(self._jobs.values())
 
+    def _found(self, job_id: str, jobs: Mapping[str, Job]) -> Job:
+        if job_id not in jobs:
+            raise JobNotFoundError(
+                f"no job {job_id[:64]!r} among the {len(jobs)} that this server remembers: the last "
+                f"{self._max_finished} that are over, for {self._keep_seconds:g} s (--max-finished-jobs, "
+                "--finished-job-seconds); what it learnt, if it did, is among the tasks of ListTasks"
+            )
+        return jobs[job_id]
+
     def _forget(self) -> None:
-        over = [(job_id, job.view.ended_at) for job_id, job in self._jobs.items() if job.view.is_over]
-        too_many = len(over) - self._max_finished
+        over = [job for job in self._jobs.values() if job.view.is_over]
+        counts = Counter(job.order.tenant for job in over)
         now = time.monotonic()
-        for number, (job_id, ended_at) in enumerate(over):
-            if number < too_many or (ended_at is not None and now - ended_at > self._keep_seconds):
-                del self._jobs[job_id]
+        for job in over:
+            ended_at = job.view.ended_at
+            too_many = counts[job.order.tenant] > self._max_finished
+            if too_many or (ended_at is not None and now - ended_at > self._keep_seconds):
+                counts[job.order.tenant] -= 1
+                del self._jobs[job.job_id]

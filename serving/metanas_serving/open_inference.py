@@ -112,7 +112,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                 max_images=self._max_images,
                 check=wanted(self._gate, context),
             )
-            probabilities = self._classifier.probabilities(facts.task_id, images)
+            probabilities = self._classifier.answer(facts.task_id, images).probabilities
             return open_inference_codec.answer(request, probabilities, class_names=facts.class_names, wanted=outputs)
 
     def RepositoryIndex(  # noqa: N802

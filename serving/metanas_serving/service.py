@@ -230,10 +230,10 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
             request.images, facts.preprocessing, max_images=self._max_classify_images, check=check
         )
         decoded = time.perf_counter()
-        probabilities = self._classifier.probabilities(facts.task_id, images)
+        answers = self._classifier.answer(facts.task_id, images)
         computed = time.perf_counter()
         return pb.ClassifyResponse(
-            classifications=codec.classifications(probabilities, facts.class_names, top_k=request.top_k),
+            classifications=codec.classifications(answers, facts.class_names, top_k=request.top_k),
             timing=pb.Timing(
                 queue_milliseconds=1000 * queued_seconds,
                 decode_milliseconds=1000 * (decoded - begin),

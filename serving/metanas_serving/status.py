@@ -1,7 +1,7 @@
 """Errors to gRPC status: the one translator at the border.
 
     status_of   any exception  ->  status code and the text that the caller reads
-    abort       ends a call with it
+    abort       ends a call with it, and says when to try again where that helps
 
 Faults of the server are logged here with their traceback; faults of a request are not, for the
 caller is told.
@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 # The first that fits decides, so a subclass comes before its base.
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
     (errors.TaskNotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.JobNotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.AliasNotFoundError, grpc.StatusCode.NOT_FOUND),
@@ -27,6 +28,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.CannotUpdateError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.KeyTakenError, grpc.StatusCode.ALREADY_EXISTS),
     (errors.QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UploadTooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.NotServingError, grpc.StatusCode.UNAVAILABLE),
@@ -45,6 +47,9 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 # gRPC drops trailers past 8 KiB, and the status text with them.
 _MAX_TEXT_CHARACTERS = 2000
 
+RETRY_KEY = "retry-after-ms"
+"""Trailing metadata of a call that may be sent again: when, in milliseconds."""
+
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """The gRPC status of an error; INTERNAL for whatever is not in the two trees."""
@@ -62,6 +67,9 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
         # What is ours says itself what happened; of the rest the traceback is needed.
         _log.error("%s: %s", code.name, text, exc_info=None if isinstance(error, errors.ServingError) else error)
+    if isinstance(error, errors.QueueFullError):
+        retry = (RETRY_KEY, str(round(1000 * error.retry_after_seconds)))
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), retry))
     context.abort(code, text)
 
 

@@ -3,6 +3,7 @@
     TaskStore.open     a folder, locked for this server  ->  a store with all that is readable in it
     TaskStore.memory   a store that ends with the server
     add, read, delete, get, list
+    owned, owned_by    get and list for one tenant, as if there were no others
     start_reading      look through the files that no one has asked for yet
 
 A file is the task's complete ``task_model.pt``, called ``<task id>.pt``; task ids are made by the
@@ -16,6 +17,7 @@ set aside as ``.corrupt``, which the log says, and whoever asked for it; one of 
 alone.
 """
 
+import builtins
 import fcntl
 import logging
 import os
@@ -155,6 +157,30 @@ class TaskStore:
         with self._lock:
             facts = list(self._facts.values())
         return sorted(facts, key=lambda one: (one.server.created_unix_seconds, one.task_id))
+
+    def owned(self, task_id: str, *, tenant: str) -> TaskFacts:
+        """Describe a task of a tenant.
+
+        Raises:
+            TaskNotFoundError: the tenant has none of that id.
+            TaskLostError, NewerVersionError: its file turns out to be unusable.
+        """
+        facts = None
+        try:
+            facts = self.get(task_id)
+        except TaskNotFoundError:
+            pass
+        except (TaskLostError, NewerVersionError):
+            # Whose task such a file is cannot be known, so only a server's one tenant hears of it; the log has it.
+            if not tenant:
+                raise
+        if facts is None or facts.server.tenant != tenant:
+            raise TaskNotFoundError(f"no task {task_id[:64]!r} on this server; ListTasks names yours, Adapt makes one")
+        return facts
+
+    def owned_by(self, tenant: str) -> "builtins.list[TaskFacts]":
+        """Describe all tasks of a tenant, oldest first."""
+        return [facts for facts in self.list() if facts.server.tenant == tenant]
 
     def __contains__(self, task_id: str) -> bool:
         with self._lock:

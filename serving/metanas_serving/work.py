@@ -59,6 +59,8 @@ class Order:
     """What is to be told about the task."""
     lineage: Lineage | None = None
     """What it is an update of; None: of nothing."""
+    tenant: str = ""
+    """Whose task it is to be."""
     threads: int = 1
     """Cores that it may use: as many as no other order needs. What is learnt does not depend on it."""
 

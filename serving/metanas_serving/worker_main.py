@@ -116,6 +116,7 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
         adapt_seconds=time.perf_counter() - begin,
         warnings=(*order.warnings, *_slower()),
         request_sha256=order.request_sha256,
+        tenant=order.tenant,
         **({} if order.lineage is None else dataclasses.asdict(order.lineage)),
     )
     return _done(task, facts)

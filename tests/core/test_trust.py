@@ -92,9 +92,9 @@ def test_the_threshold_lets_most_left_out_images_pass() -> None:
 
 def test_single_shots_have_no_accuracy_and_the_threshold_of_the_meta_model() -> None:
     features = torch.tensor([direction(0), direction(90)])
-    assert measure(features, torch.tensor([0, 1]), two_class_head()) == Trust()
+    assert measure(features, torch.tensor([0, 1]), two_class_head()) == Trust(head_scale=10.0)
     known = measure(features, torch.tensor([0, 1]), two_class_head(), known_similarity=0.5)
-    assert known == Trust(least_similarity=0.5)
+    assert known == Trust(least_similarity=0.5, head_scale=10.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])

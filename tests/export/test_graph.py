@@ -1,11 +1,10 @@
 """The ONNX graph: the same answers as torch, and nothing in it that is not needed."""
 
 import io
-import json
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import onnx
@@ -13,15 +12,16 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from PIL import Image
 
 from metanas.genotypes import GENOTYPES
 from metanas.model import TaskModel
 from metanas.operations import OPERATIONS
-from metanas.preprocessing import Preprocessing, prepare, scale
-from metanas.space import DEFAULT_OPERATIONS, Genotype
-from metanas_export import build_onnx, onnx_bytes
-from metanas_export.errors import Float16RangeError, UnsupportedOperationError
+from metanas.preprocessing import scale
+from metanas.space import DEFAULT_OPERATIONS
+from metanas_export import build_onnx, card, casting, onnx_bytes, quantising
+from metanas_export.builder import PRECISIONS
+from metanas_export.errors import UnsupportedOperationError
+from metanas_export.graph import build_graph
 
 LIMIT = 1e-4
 
@@ -43,10 +43,6 @@ def largest_difference(task: TaskModel, images: torch.Tensor, model: bytes | Non
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
-
-
-def properties(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 @pytest.mark.parametrize("name", DEFAULT_OPERATIONS)
@@ -131,10 +127,18 @@ def test_the_graph_answers_as_the_one_of_the_torch_exporter(build_task, build_bl
     assert np.abs(run(buffer.getvalue(), images) - run(onnx_bytes(task), images)).max() < LIMIT
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+CONVERSIONS = {
+    "fp32": lambda graph: graph,
+    "fp16": lambda graph: casting.narrow(graph, "fp16"),
+    "bf16": lambda graph: casting.narrow(graph, "bf16"),
+    "int8": lambda graph: quantising.quantise(graph, defaultdict(lambda: 0.01)),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["every_operation", "two_a_node"])
 def test_the_graph_passes_the_full_checker_and_strict_shape_inference(build_task, cells, name, precision) -> None:
-    model = build_onnx(build_task(cells[name], image_size=21), precision=precision)
+    model = CONVERSIONS[precision](build_graph(build_task(cells[name], image_size=21)))
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     (images,), (logits,) = model.graph.input, model.graph.output
@@ -189,26 +193,6 @@ def test_names_say_cell_node_source_and_operation(build_task, cells) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_metadata_comes_back_as_it_was(build_task) -> None:
-    task = build_task(in_channels=3)
-    found = properties(build_onnx(task))
-    assert json.loads(found["metanas.class_names"]) == list(task.class_names)
-    assert Preprocessing.from_dict(json.loads(found["metanas.preprocessing"])) == task.preprocessing
-    assert Genotype.from_dict(json.loads(found["metanas.genotype"])) == task.genotype
-    assert json.loads(found["metanas.provenance"]) == {"made_by": "tests", "seed": 0}
-    assert found["metanas.version"]
-    assert found["metanas.precision"] == "fp32"
-
-
-def test_the_weights_hash_follows_the_weights(build_task) -> None:
-    task = build_task()
-    before = properties(build_onnx(task))["metanas.weights_sha256"]
-    assert len(before) == 64
-    assert onnx_bytes(task) == onnx_bytes(build_task())
-    task.network.head.bias[0] += 1
-    assert properties(build_onnx(task))["metanas.weights_sha256"] != before
-
-
 def test_a_graph_of_full_size_is_built_in_under_100_milliseconds(build_task, cells) -> None:
     task = build_task(cells["two_a_node"], channels=28, image_size=28, n_way=20, shots=1)
     seconds = []
@@ -217,27 +201,6 @@ def test_a_graph_of_full_size_is_built_in_under_100_milliseconds(build_task, cel
         onnx_bytes(task)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.1
-
-
-def test_fp16_holds_float16_inside_and_float32_at_its_borders_and_in_the_head(build_task, cells) -> None:
-    task = build_task(cells["every_operation"], image_size=21)
-    model = build_onnx(task, precision="fp16")
-    for value in model.graph.initializer:
-        expected = TensorProto.FLOAT if value.name.startswith("head/") else TensorProto.FLOAT16
-        assert value.data_type == expected, value.name
-    assert kinds(model)["Cast"] == 2
-    assert properties(model)["metanas.precision"] == "fp16"
-    scores = task.logits(task.support.images)
-    difference = largest_difference(task, task.support.images, model.SerializeToString())
-    assert LIMIT < difference < 0.02 * scores.abs().max()
-
-
-def test_a_weight_that_float16_cannot_hold_is_refused(build_task) -> None:
-    task = build_task()
-    task.network.network.stem_norm.bias[0] = 70000.0
-    with pytest.raises(Float16RangeError, match=r"stem/conv/bias holds 7000[0-9.]+, float16 ends at 65504; .*fp32"):
-        build_onnx(task, precision="fp16")
-    build_onnx(task)
 
 
 def test_a_network_in_training_mode_is_refused(build_task) -> None:
@@ -271,22 +234,6 @@ def test_importing_the_package_loads_no_runtime_and_no_other_application() -> No
     code = f"import sys, metanas_export; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_file_alone_says_how_to_prepare_a_picture(build_task) -> None:
-    """Following the words of ``metanas.preprocessing_steps`` with Pillow and numpy gives the served pixels."""
-    task = build_task(image_size=12)
-    metadata = {entry.key: entry.value for entry in build_onnx(task).metadata_props}
-    steps = json.loads(metadata["metanas.preprocessing_steps"])
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 31), dtype=np.uint8))
-    assert "255 - value" in steps[2]
-    assert "bilinear" in steps[3]
-    assert "divide by 255" in steps[4]
-    assert steps[5] == "subtract [0.4], divide by [0.3], channel by channel"
-    by_hand = Image.fromarray(255 - np.asarray(picture)).resize((12, 12), Image.Resampling.BILINEAR)
-    by_words = (np.asarray(by_hand, dtype=np.float32) / 255 - 0.4) / 0.3
-    served = scale(torch.from_numpy(prepare(picture, task.preprocessing))[None], task.preprocessing)[0, 0]
-    np.testing.assert_allclose(by_words, served.numpy(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["conv_5x5", "sep_conv_5x5", "dil_conv_5x5"])
@@ -370,7 +317,7 @@ def test_the_graph_of_plain_blocks_holds_their_layers_and_no_others(build_blocks
         "Conv": 3, "Relu": 3, "MaxPool": 3, "Flatten": 1, "ReduceL2": 1, "Max": 1, "Div": 1, "Gemm": 1,
         **({"Cast": 2} if precision == "fp16" else {}),
     }  # fmt: skip
-    assert json.loads(properties(model)["metanas.genotype"]) == {"normal": [], "reduction": []}
+    assert card.read(model)["genotype"] == {"normal": [], "reduction": []}
     names = [node.name for node in model.graph.node]
     assert {"block0/conv", "block2/pool"} <= set(names)
     assert len(set(names)) == len(names)

@@ -10,6 +10,7 @@ from metanas.artifact import load_meta, task_from_bytes
 from metanas.learner import adapt
 from metanas.preprocessing import scale
 from metanas.tasks import SupportSet
+from metanas.trust import similarity
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.images import read_image
 from metanas_serving.service import MAX_CHUNK_BYTES
@@ -45,13 +46,38 @@ def test_torch_onnx_runtime_and_the_served_answer_agree(server, support, queries
     task = server.adapt(support)
     model = task_from_bytes(server.export(task.task_id))
     pixels = np.stack([read_image(image, model.preprocessing, where="") for image in queries])
-    by_torch = torch.softmax(model.logits(torch.from_numpy(pixels)), dim=1).numpy()
+    temperature = model.trust.temperature
+    by_torch = torch.softmax(model.logits(torch.from_numpy(pixels)) / temperature, dim=1).numpy()
     session = ort.InferenceSession(server.export(task.task_id, pb.ExportTaskRequest.FORMAT_ONNX))
     by_onnx = session.run(["logits"], {"images": scale(torch.from_numpy(pixels), model.preprocessing).numpy()})[0]
-    by_onnx = np.exp(by_onnx) / np.exp(by_onnx).sum(axis=1, keepdims=True)
+    by_onnx = np.exp(by_onnx / temperature)
+    by_onnx /= by_onnx.sum(axis=1, keepdims=True)
     served = [[image[name] for name in task.class_names] for image in server.classify(task.task_id, queries)]
     np.testing.assert_allclose(by_onnx, by_torch, atol=1e-5)
     np.testing.assert_allclose(served, by_torch, atol=1e-5)
+
+
+def test_a_task_tells_how_far_to_trust_it_and_an_answer_how_alike_it_is(server, support, queries):
+    task = server.adapt(support)
+    model = task_from_bytes(server.export(task.task_id))
+    assert task.trust.temperature == model.trust.temperature
+    assert task.trust.leave_one_out_accuracy == pytest.approx(model.trust.leave_one_out_accuracy)
+    assert task.trust.least_similarity == pytest.approx(model.trust.least_similarity)
+    pixels = np.stack([read_image(image, model.preprocessing, where="") for image in queries])
+    alike = similarity(model.logits(torch.from_numpy(pixels)), model.trust.head_scale).numpy()
+    answer = server.stub.Classify(pb.ClassifyRequest(task_id=task.task_id, images=queries))
+    np.testing.assert_allclose([one.similarity for one in answer.classifications], alike, atol=1e-5)
+    for one in answer.classifications:
+        assert one.none_of_these == (one.similarity < task.trust.least_similarity)
+
+
+def test_single_shots_have_no_leave_one_out_accuracy_and_no_threshold(server, support, queries):
+    task = server.adapt({name: images[:1] for name, images in support.items()})
+    assert not task.trust.HasField("leave_one_out_accuracy")
+    assert not task.trust.HasField("least_similarity")
+    answer = server.stub.Classify(pb.ClassifyRequest(task_id=task.task_id, images=queries[:1])).classifications[0]
+    assert answer.HasField("similarity")
+    assert not answer.HasField("none_of_these")
 
 
 def test_the_server_learns_what_the_core_learns(server, support, tiny_meta):

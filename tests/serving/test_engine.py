@@ -31,9 +31,9 @@ def test_the_least_recently_asked_task_goes_first(task):
     engine = Engine(device="cpu", max_loaded=2)
     onnx = onnx_bytes(task)
     for name in ("one", "two"):
-        engine.keep(name, engine.build(onnx, task.preprocessing))
+        engine.keep(name, engine.build(onnx, task.preprocessing, task.trust))
     assert engine.get("one") is not None
-    engine.keep("three", engine.build(onnx, task.preprocessing))
+    engine.keep("three", engine.build(onnx, task.preprocessing, task.trust))
     assert engine.loaded == ["one", "three"]
     assert engine.get("two") is None
     engine.drop("one")
@@ -47,8 +47,8 @@ def test_a_hundred_loaded_tasks_cost_little_and_give_it_back(task):
 
     def load(count):
         for number in range(count):
-            answerer = engine.build(onnx, task.preprocessing)
-            answerer.probabilities(images)
+            answerer = engine.build(onnx, task.preprocessing, task.trust)
+            answerer.answer(images)
             engine.keep(str(number), answerer)
 
     load(5)
@@ -64,10 +64,10 @@ def test_a_hundred_loaded_tasks_cost_little_and_give_it_back(task):
 
 
 def test_a_batch_and_each_of_its_images_alone_answer_the_same(task):
-    answerer = Engine(device="cpu", max_loaded=1).build(onnx_bytes(task), task.preprocessing)
+    answerer = Engine(device="cpu", max_loaded=1).build(onnx_bytes(task), task.preprocessing, task.trust)
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)
-    alone = np.concatenate([answerer.probabilities(image[None]) for image in images])
-    np.testing.assert_allclose(answerer.probabilities(images), alone, atol=1e-6)
+    alone = np.concatenate([answerer.answer(image[None]).probabilities for image in images])
+    np.testing.assert_allclose(answerer.answer(images).probabilities, alone, atol=1e-6)
 
 
 def test_pixels_are_scaled_as_in_training_to_the_bit():

@@ -9,7 +9,7 @@ Pure functions. It does not know how the messages travel.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from metanas_client.errors import ServerError
@@ -103,6 +103,18 @@ class BudgetReport:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """What a task knows of its own reliability, from its support set alone."""
+
+    temperature: float
+    """Logits were divided by it before the softmax."""
+    leave_one_out_accuracy: float | None
+    """Fraction of support images classified right by those of the others; None where no class has two shots."""
+    least_similarity: float | None
+    """Images of less are ``none_of_these``; None: unknown."""
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """What the server knows about a learnt task."""
 
@@ -137,6 +149,7 @@ class TaskInfo:
     """Of all versions of one task the same: the id of the first."""
     budget: BudgetReport | None
     """Where the request set one."""
+    trust: Trust
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,10 @@ class Prediction:
     """Its probability."""
     probabilities: dict[str, float]
     """Every class of the task or the top_k, most probable first; all together sum to 1."""
+    similarity: float | None = None
+    """Cosine, -1 to 1, to the class that the image resembles most; None: unknown."""
+    none_of_these: bool | None = None
+    """Whether that is too little for any class of the task; None: the task cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +212,7 @@ def task_info(task: "pb.Task") -> TaskInfo:
         parent_task_id=task.parent_task_id,
         first_task_id=task.first_task_id,
         budget=_budget(task.budget) if task.HasField("budget") else None,
+        trust=_trust(task.trust),
     )
 
 
@@ -207,6 +225,14 @@ def _budget(budget: "pb.BudgetReport") -> BudgetReport:
         unconstrained_multiply_adds=budget.unconstrained_multiply_adds,
         unconstrained_support_accuracy=budget.unconstrained_support_accuracy,
         support_accuracy=budget.support_accuracy,
+    )
+
+
+def _trust(trust: "pb.Trust") -> Trust:
+    return Trust(
+        temperature=trust.temperature or 1.0,
+        leave_one_out_accuracy=trust.leave_one_out_accuracy if trust.HasField("leave_one_out_accuracy") else None,
+        least_similarity=trust.least_similarity if trust.HasField("least_similarity") else None,
     )
 
 
@@ -254,7 +280,12 @@ def _prediction(classification: "pb.Classification") -> Prediction:
     if not classification.classes:
         raise ServerError("the server gave an answer without classes; check that it is of this client's version")
     # The contract promises the order; sorting again costs nothing and keeps our own promise.
-    return ranked((entry.class_name, entry.probability) for entry in classification.classes)
+    best = ranked((entry.class_name, entry.probability) for entry in classification.classes)
+    return replace(
+        best,
+        similarity=classification.similarity if classification.HasField("similarity") else None,
+        none_of_these=classification.none_of_these if classification.HasField("none_of_these") else None,
+    )
 
 
 def genotype(found: "pb.Genotype") -> Genotype:

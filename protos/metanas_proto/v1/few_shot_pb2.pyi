@@ -808,6 +808,7 @@ class Task(_message.Message):
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     FIRST_TASK_ID_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     parameter_count: _builtins.int
     """of the task network, head included"""
@@ -851,6 +852,8 @@ class Task(_message.Message):
     def budget(self) -> Global___BudgetReport:
         """where the request set one"""
 
+    @_builtins.property
+    def trust(self) -> Global___Trust: ...
     def __init__(
         self,
         *,
@@ -872,14 +875,52 @@ class Task(_message.Message):
         parent_task_id: _builtins.str = ...,
         first_task_id: _builtins.str = ...,
         budget: Global___BudgetReport | None = ...,
+        trust: Global___Trust | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "genotype", b"genotype", "preprocessing", b"preprocessing", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "genotype", b"genotype", "preprocessing", b"preprocessing", "settings", b"settings", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_seconds", b"adapt_seconds", "architecture_steps", b"architecture_steps", "budget", b"budget", "class_names", b"class_names", "created_unix_seconds", b"created_unix_seconds", "first_task_id", b"first_task_id", "genotype", b"genotype", "one_shot_parameter_count", b"one_shot_parameter_count", "parameter_count", b"parameter_count", "parent_task_id", b"parent_task_id", "preprocessing", b"preprocessing", "settings", b"settings", "support_accuracy", b"support_accuracy", "support_image_count", b"support_image_count", "task_id", b"task_id", "version", b"version", "warnings", b"warnings", "weight_steps", b"weight_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_seconds", b"adapt_seconds", "architecture_steps", b"architecture_steps", "budget", b"budget", "class_names", b"class_names", "created_unix_seconds", b"created_unix_seconds", "first_task_id", b"first_task_id", "genotype", b"genotype", "one_shot_parameter_count", b"one_shot_parameter_count", "parameter_count", b"parameter_count", "parent_task_id", b"parent_task_id", "preprocessing", b"preprocessing", "settings", b"settings", "support_accuracy", b"support_accuracy", "support_image_count", b"support_image_count", "task_id", b"task_id", "trust", b"trust", "version", b"version", "warnings", b"warnings", "weight_steps", b"weight_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class Trust(_message.Message):
+    """What a task knows of its own reliability, from its support set alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    LEAVE_ONE_OUT_ACCURACY_FIELD_NUMBER: _builtins.int
+    LEAST_SIMILARITY_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """logits were divided by it before the softmax"""
+    leave_one_out_accuracy: _builtins.float
+    """absent where no class has two shots"""
+    least_similarity: _builtins.float
+    """images under it are none_of_these; absent: unknown"""
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float = ...,
+        leave_one_out_accuracy: _builtins.float | None = ...,
+        least_similarity: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_least_similarity", b"_least_similarity", "_leave_one_out_accuracy", b"_leave_one_out_accuracy", "least_similarity", b"least_similarity", "leave_one_out_accuracy", b"leave_one_out_accuracy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_least_similarity", b"_least_similarity", "_leave_one_out_accuracy", b"_leave_one_out_accuracy", "least_similarity", b"least_similarity", "leave_one_out_accuracy", b"leave_one_out_accuracy", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__least_similarity: _TypeAlias = _typing.Literal["least_similarity"]  # noqa: Y015
+    _WhichOneofArgType__least_similarity: _TypeAlias = _typing.Literal["_least_similarity", b"_least_similarity"]  # noqa: Y015
+    _WhichOneofReturnType__leave_one_out_accuracy: _TypeAlias = _typing.Literal["leave_one_out_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__leave_one_out_accuracy: _TypeAlias = _typing.Literal["_leave_one_out_accuracy", b"_leave_one_out_accuracy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__least_similarity) -> _WhichOneofReturnType__least_similarity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__leave_one_out_accuracy) -> _WhichOneofReturnType__leave_one_out_accuracy | None: ...
+
+Global___Trust: _TypeAlias = Trust  # noqa: Y015
 
 @_typing.final
 class BudgetReport(_message.Message):
@@ -1156,6 +1197,12 @@ class Classification(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLASSES_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    NONE_OF_THESE_FIELD_NUMBER: _builtins.int
+    similarity: _builtins.float
+    """cosine, -1 to 1, to the class that it resembles most; absent: unknown"""
+    none_of_these: _builtins.bool
+    """whether that is less than the task's least_similarity"""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
         """every class of the task or the top_k, most probable first"""
@@ -1164,12 +1211,21 @@ class Classification(_message.Message):
         self,
         *,
         classes: _abc.Iterable[Global___ClassProbability] | None = ...,
+        similarity: _builtins.float | None = ...,
+        none_of_these: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_none_of_these", b"_none_of_these", "_similarity", b"_similarity", "none_of_these", b"none_of_these", "similarity", b"similarity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_none_of_these", b"_none_of_these", "_similarity", b"_similarity", "classes", b"classes", "none_of_these", b"none_of_these", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__none_of_these: _TypeAlias = _typing.Literal["none_of_these"]  # noqa: Y015
+    _WhichOneofArgType__none_of_these: _TypeAlias = _typing.Literal["_none_of_these", b"_none_of_these"]  # noqa: Y015
+    _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
+    _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__none_of_these) -> _WhichOneofReturnType__none_of_these | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__similarity) -> _WhichOneofReturnType__similarity | None: ...
 
 Global___Classification: _TypeAlias = Classification  # noqa: Y015
 

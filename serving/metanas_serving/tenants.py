@@ -1,0 +1,86 @@
+"""Whose call it is that is answered here: every caller belongs to a tenant.
+
+    Authentication   an interceptor of the server: lets calls with a token pass, each as its tenant's
+    current          the tenant of the call that is answered here
+
+A server without tokens has one tenant, the empty name. A call without a valid token is refused before its
+message is read. What a tenant may see is up to whoever looks it up with ``current()``; a call that no one
+let in has no tenant, and looking raises.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from metanas_serving import status
+from metanas_serving.around import Handler, around
+from metanas_serving.errors import UnauthenticatedError
+from metanas_serving.tokens import Tokens
+
+KEY = "authorization"
+
+_current: ContextVar[str] = ContextVar("tenant")
+
+
+def current() -> str:
+    """The tenant of the call that is answered here.
+
+    Raises:
+        LookupError: none is, or ``Authentication`` did not let it in.
+    """
+    return _current.get()
+
+
+class Authentication(grpc.ServerInterceptor):
+    """Refuses calls without a valid token."""
+
+    def __init__(self, tokens: Tokens | None, *, open_services: tuple[str, ...]) -> None:
+        """Choose what is asked of callers.
+
+        Args:
+            tokens: None: nothing is, and all are of the tenant with the empty name.
+            open_services: full names of services that need no token.
+        """
+        self._tokens = tokens
+        self._open_services = open_services
+
+    def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Handler | None]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Find out whose call it is."""
+        if handler_call_details.method.lstrip("/").partition("/")[0] in self._open_services:
+            return continuation(handler_call_details)
+        tenant = ""
+        if self._tokens is not None:
+            try:
+                tenant = self._tokens.tenant(_shown(handler_call_details))
+            except UnauthenticatedError as error:
+                return _refusing(error)
+        handler = continuation(handler_call_details)
+        return handler and around(handler, lambda context: _belonging(tenant))
+
+
+@contextmanager
+def _belonging(tenant: str) -> Iterator[None]:
+    _current.set(tenant)  # never reset: gRPC runs each call in a context of its own
+    yield
+
+
+def _shown(details: grpc.HandlerCallDetails) -> str | None:
+    for key, value in details.invocation_metadata or ():
+        if key == KEY and isinstance(value, str):
+            return value
+    return None
+
+
+def _refusing(error: UnauthenticatedError) -> Handler:
+    def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        status.abort(context, error)
+
+    # Of streams, whatever the method is of: its function is called before a message is there.
+    return grpc.stream_stream_rpc_method_handler(refuse)
