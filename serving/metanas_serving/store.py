@@ -4,6 +4,7 @@
     TaskStore.memory   a store that ends with the server
     add, read, delete, get, list
     owned, owned_by    get and list for one tenant, as if there were no others
+    usage              how many tasks and bytes a tenant has
     start_reading      look through the files that no one has asked for yet
 
 A file is the task's complete ``task_model.pt``, called ``<task id>.pt``; task ids are made by the
@@ -31,6 +32,7 @@ from metanas.artifact import sync_folder, write_atomically
 from metanas.errors import ArtifactError, NewerVersionError
 from metanas_serving.errors import StartupError, StoreWriteError, TaskLostError, TaskNotFoundError
 from metanas_serving.facts import TaskFacts
+from metanas_serving.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +184,11 @@ class TaskStore:
         """Describe all tasks of a tenant, oldest first."""
         return [facts for facts in self.list() if facts.server.tenant == tenant]
 
+    def usage(self, tenant: str) -> Usage:
+        """How much of the store a tenant has taken."""
+        task_ids = [facts.task_id for facts in self.owned_by(tenant)]
+        return Usage(len(task_ids), sum(self._size(task_id) for task_id in task_ids))
+
     def __contains__(self, task_id: str) -> bool:
         with self._lock:
             return task_id in self._facts or task_id in self._unread
@@ -227,6 +234,14 @@ class TaskStore:
         with self._lock:
             self._facts.pop(task_id, None)
             self._contents.pop(task_id, None)
+
+    def _size(self, task_id: str) -> int:
+        if self._folder is None:
+            with self._lock:
+                return len(self._contents.get(task_id, b""))
+        with suppress(OSError):
+            return self._path(task_id).stat().st_size
+        return 0
 
     def _path(self, task_id: str) -> Path:
         assert self._folder is not None

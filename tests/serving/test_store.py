@@ -15,6 +15,7 @@ from metanas.tasks import SupportSet
 from metanas_serving.errors import StartupError, StoreWriteError, TaskLostError, TaskNotFoundError
 from metanas_serving.facts import ServerFacts, TaskFacts
 from metanas_serving.store import TaskStore
+from metanas_serving.usage import Usage
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,22 @@ def test_a_task_is_there_again_after_closing_and_opening(tmp_path, content):
     with pytest.raises(TaskNotFoundError, match="among the 1 of this server"):
         again.read(f"{1:032x}")
     again.close()
+
+
+def test_usage_counts_the_tasks_and_bytes_of_one_tenant(tmp_path, task):
+    owners = {1: "left", 2: "right", 3: "left"}
+    files = {
+        number: task_to_bytes(ServerFacts(f"{number:032x}", 0.0, 0.5, tenant=tenant).written_into(task))
+        for number, tenant in owners.items()
+    }
+    for store in (TaskStore.memory(), TaskStore.open(tmp_path)):
+        for data in files.values():
+            store.add(facts_of(data), data)
+        assert store.usage("left") == Usage(tasks=2, bytes=len(files[1]) + len(files[3]))
+        store.delete(f"{1:032x}")
+        assert store.usage("left") == Usage(tasks=1, bytes=len(files[3]))
+        assert store.usage("") == Usage(tasks=0, bytes=0)
+        store.close()
 
 
 def test_what_is_damaged_is_set_aside_and_what_is_half_written_is_removed(tmp_path, task, content, caplog):
