@@ -46,6 +46,7 @@ from metanas_serving.options import OptionLimits
 from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
+from metanas_serving.unreadable import UnreadableRequests
 
 _log = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ class Application:
                 ArrivalClock((f"/{SERVICE_NAME}/Classify",)),
                 AroundCalls(_SERVICES, named),
                 AroundCalls(_SERVICES, counting(self._metrics)),
+                UnreadableRequests(_SERVICES),
             ],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_mb * 1024 * 1024),
