@@ -181,7 +181,8 @@ def _report(options: argparse.Namespace, described: dict[str, Any], done: Round,
         "",
         "The meta-model is a small one with random weights, made for this: one cell, one node, four channels; each "
         "task has two classes of one image and takes one gradient step of each kind. "
-        f"{options.clients} clients at a time, {last.seconds / 60:.1f} minutes. Resident memory, in brackets what of it is no file:",
+        f"{options.clients} clients at a time, {last.seconds / 60:.1f} minutes. "
+        "Resident memory, in brackets what of it is no file:",
         "",
         *report.table(
             ["process", *(f"after {sample.cycles:,}" for sample in (first, early, last)), "last against middle"], rows
