@@ -57,8 +57,8 @@ class ServerConfig:
     finished_job_seconds: float = 3600.0
     """How long a job that is over is remembered."""
     max_loaded_tasks: int = 64
-    """Tasks whose ONNX Runtime session is kept, the last asked. A session takes 1.4 MB at 84,000 parameters;
-    to load one again when its task is asked takes some 70 ms."""
+    """Tasks whose network is kept, the last asked. One takes 0.6 MB at 84,000 parameters; to load one again
+    when its task is asked takes some 30 ms of a processor."""
     metrics_port: int | None = None
     """Port of the Prometheus metrics; 0 picks a free one, None: not shown."""
     log_format: LogFormat = "text"

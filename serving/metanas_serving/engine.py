@@ -1,10 +1,10 @@
 """ONNX Runtime: answers with the tasks that were asked last.
 
-    Answerer   one task's session: prepared pixels -> Answers
+    Answerer   one task's network: prepared pixels -> Answers
     Engine     makes answerers, and keeps as many as it may: the least recently asked goes first
 
-A session computes on the thread that calls it, so calls do not share threads or wait for each
-other. Knows ONNX Runtime; nothing of the store or the contract.
+A network computes on the thread that calls it, so calls do not share threads or wait for each
+other. Knows ``network``; nothing of the store or the contract.
 """
 
 import logging
@@ -23,20 +23,11 @@ from metanas.preprocessing import Preprocessing, scale
 from metanas.trust import Trust
 from metanas_serving.config import Device
 from metanas_serving.errors import StartupError
+from metanas_serving.network import Network, Networks
 
 _log = logging.getLogger(__name__)
 
-# Bounds the memory of one call; on a CPU larger batches are slower, for they leave its caches.
-_BATCH_SIZE = 16
-
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-
-
-@cache
-def _share_one_arena() -> None:
-    # ONNX Runtime holds it for the process and takes it once.
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
 
 
 @cache
@@ -66,22 +57,15 @@ class Answers:
 class Answerer:
     """A task, ready to answer; safe to share between threads."""
 
-    def __init__(self, onnx: bytes, preprocessing: Preprocessing, trust: Trust, *, providers: list[str]) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        # One arena for all: an arena each, or none, keeps the peak of every session (18 to 80 MB).
-        _share_one_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(onnx, options, providers=providers)
+    def __init__(self, network: Network, preprocessing: Preprocessing, trust: Trust) -> None:
+        self._network = network
         self._preprocessing = preprocessing
         self._trust = trust
 
     @property
     def providers(self) -> list[str]:
         """What ONNX Runtime really uses, first to last."""
-        return list(self._session.get_providers())
+        return self._network.providers
 
     def answer(self, images: NDArray[np.uint8]) -> Answers:
         """Classify prepared pixels.
@@ -90,13 +74,7 @@ class Answerer:
             images: uint8 ``(batch, channels, height, width)``.
         """
         trust = self._trust
-        inputs = network_input(images, self._preprocessing)
-        logits = np.concatenate(
-            [
-                self._session.run(["logits"], {"images": inputs[first : first + _BATCH_SIZE]})[0]
-                for first in range(0, len(inputs), _BATCH_SIZE)
-            ]
-        ).astype(np.float64)
+        logits = self._network.run(network_input(images, self._preprocessing)).astype(np.float64)
         largest = logits.max(axis=1)
         exponents = np.exp((logits - largest[:, None]) / trust.temperature)
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)
@@ -117,6 +95,7 @@ class Engine:
     def __init__(self, *, device: Device, max_loaded: int) -> None:
         self._device = device
         self._providers = choose_providers(device, available=ort.get_available_providers())
+        self._networks = Networks(self._providers)
         self._max_loaded = max_loaded
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, Answerer] = OrderedDict()
@@ -138,7 +117,7 @@ class Engine:
 
     def build(self, onnx: bytes, preprocessing: Preprocessing, trust: Trust) -> Answerer:
         """Make an answerer; it is not kept."""
-        return Answerer(onnx, preprocessing, trust, providers=self._providers)
+        return Answerer(self._networks.load(onnx), preprocessing, trust)
 
     def get(self, task_id: str) -> Answerer | None:
         """The answerer of a task if it is loaded."""

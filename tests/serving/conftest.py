@@ -63,6 +63,11 @@ def make_meta(space: Space, schedule: Schedule, *, genotype: Genotype | None = N
 
 
 @pytest.fixture(scope="session")
+def build_meta() -> Callable[..., MetaModel]:
+    return make_meta
+
+
+@pytest.fixture(scope="session")
 def tiny_meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("meta") / "tiny.pt"
     save_meta(path, make_meta(SMALL_SPACE, Schedule(architecture_steps=3, weight_steps=3)))

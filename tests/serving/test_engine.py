@@ -54,20 +54,20 @@ def test_a_hundred_loaded_tasks_cost_little_and_give_it_back(task):
     load(5)
     before = resident_mb()
     load(100)
-    assert resident_mb() - before < 100 * 1.5
+    assert resident_mb() - before < 100 * 0.5
     for number in range(100):
         engine.drop(str(number))
     gc.collect()
     dropped = resident_mb()
     load(100)
-    assert resident_mb() - dropped < 100 * 1.5, "the memory of dropped tasks was not used again"
+    assert resident_mb() - dropped < 100 * 0.5, "the memory of dropped tasks was not used again"
 
 
-def test_a_batch_and_each_of_its_images_alone_answer_the_same(task):
+def test_a_batch_and_each_of_its_images_alone_answer_the_same_to_the_bit(task):
     answerer = Engine(device="cpu", max_loaded=1).build(onnx_bytes(task), task.preprocessing, task.trust)
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)
     alone = np.concatenate([answerer.answer(image[None]).probabilities for image in images])
-    np.testing.assert_allclose(answerer.answer(images).probabilities, alone, atol=1e-6)
+    assert answerer.answer(images).probabilities.tobytes() == alone.tobytes()
 
 
 def test_pixels_are_scaled_as_in_training_to_the_bit():

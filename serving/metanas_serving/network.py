@@ -1,0 +1,250 @@
+"""Networks that share what is alike: tasks of one architecture have one ONNX Runtime session.
+
+    Networks.load    an ONNX file  ->  Network, its own weights and a session that others may have too
+    Network.run      network inputs  ->  logits
+
+A session of its own costs a task several times its weights: the graph, its kernels, their packing. Here
+the runtime optimises a task's graph once; what it makes of the weights is then taken out and becomes inputs
+of the graph that is left. Graphs that are left equal are one session, however many tasks have it, and it
+goes with the last of them.
+
+**An image scores the same alone, in any batch and in any order**, to the bit: convolutions and poolings
+are calculated image by image, and the head row by row. That this holds of the runtime on this processor is
+tried when an architecture is first loaded; where it does not, images are run one at a time.
+
+Knows ONNX Runtime and ``widening``. What ``widening`` does not know, and every graph for CUDA, is run as it is.
+"""
+
+import hashlib
+import logging
+import mmap
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from metanas_serving.widening import FEATURES, Floats, Head, UnknownGraphError, widened
+
+_log = logging.getLogger(__name__)
+
+_CPU = "CPUExecutionProvider"
+
+# Values of the images that are run together. Larger batches leave the caches, and gain nothing an image.
+_RUN_VALUES = 8 * 28 * 28
+# On another device the more, the better; it bounds the memory of one call.
+_DEVICE_BATCH = 16
+# Bindings of a network that are kept between calls; more are made while more threads run it at once.
+_IDLE_BINDINGS = 1
+
+# Weights begin where a line of the cache begins, as the kernels like them.
+_LINE_VALUES = 16
+
+_NO_IMAGE = np.zeros((0, 1, 1, 1), dtype=np.float32)
+
+
+class Network:
+    """A task's network; safe to share between threads."""
+
+    @property
+    def providers(self) -> list[str]:
+        """What ONNX Runtime really uses, first to last."""
+        raise NotImplementedError
+
+    def run(self, inputs: Floats) -> Floats:
+        """Score images.
+
+        Args:
+            inputs: ``(batch, channels, height, width)``, as ``preprocessing.scale`` makes them.
+
+        Returns:
+            Logits, ``(batch, classes)``.
+        """
+        raise NotImplementedError
+
+
+class Networks:
+    """Loads networks, and knows the sessions that are in use; safe to share between threads."""
+
+    def __init__(self, providers: Sequence[str]) -> None:
+        self._providers = list(providers)
+        self._lock = threading.Lock()
+        self._shared: weakref.WeakValueDictionary[bytes, _Shared] = weakref.WeakValueDictionary()
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions the networks share that are loaded now."""
+        return len(self._shared)
+
+    def load(self, onnx_file: bytes) -> Network:
+        """Make a network of the content of an ONNX file."""
+        if self._providers != [_CPU]:
+            return _Whole(onnx_file, self._providers)
+        model = onnx.load_model_from_string(onnx_file)
+        try:
+            parts = widened(model)
+        except UnknownGraphError as error:
+            _log.warning("a network is run as it is, for %s, which has no rule here", error)
+            return _Whole(onnx_file, self._providers)
+        graph, weights = _without_weights(_optimised(parts.body))
+        key = hashlib.sha256(graph).digest()
+        with self._lock:
+            shared = self._shared.get(key)
+            if shared is None:
+                shared = self._shared[key] = _Shared(graph, _image_size(model))
+        network = _Bound(shared, weights, parts.head)
+        shared.try_batches(network)
+        return network
+
+
+class _Whole(Network):
+    """A session of its own."""
+
+    def __init__(self, onnx_file: bytes, providers: list[str]) -> None:
+        self._session = ort.InferenceSession(onnx_file, _options(), providers=providers)
+        self._batch = 1 if providers == [_CPU] else _DEVICE_BATCH
+
+    @property
+    def providers(self) -> list[str]:
+        return list(self._session.get_providers())
+
+    def run(self, inputs: Floats) -> Floats:
+        parts = [inputs[first : first + self._batch] for first in range(0, len(inputs), self._batch)]
+        return np.concatenate([self._session.run(["logits"], {"images": part})[0] for part in parts])
+
+
+class _Shared:
+    """A session whose weights are inputs, and how many images it is given at a time."""
+
+    def __init__(self, graph: bytes, image_size: tuple[int, ...]) -> None:
+        options = _options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = ort.InferenceSession(graph, options, providers=[_CPU])
+        self.batch = max(1, _RUN_VALUES // int(np.prod(image_size[1:])))
+        self._image_size = image_size
+        self._trying = threading.Lock()
+        self._is_tried = False
+
+    def try_batches(self, network: "_Bound") -> None:
+        """See that images score the same to the bit alone and together, or have them run alone."""
+        with self._trying:
+            if not self._is_tried and self.batch > 1:
+                noise = np.random.default_rng(0).random((self.batch, *self._image_size), dtype=np.float32)
+                alone = b"".join(network.features(noise[index : index + 1]).tobytes() for index in range(len(noise)))
+                if any(
+                    network.features(noise[:count]).tobytes() != alone[: count * len(alone) // len(noise)]
+                    for count in (2, 3, len(noise))
+                    if count <= len(noise)
+                ):
+                    self.batch = 1
+                    _log.info("this processor rounds differently in batches; images are run one at a time")
+            self._is_tried = True
+
+
+class _Bound(Network):
+    """Weights of its own in a session that others have too."""
+
+    def __init__(self, shared: _Shared, weights: dict[str, Floats], head: Head) -> None:
+        self._shared = shared
+        self._head = head
+        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()}
+        self._idle: list[ort.IOBinding] = []
+
+    @property
+    def providers(self) -> list[str]:
+        return list(self._shared.session.get_providers())
+
+    def run(self, inputs: Floats) -> Floats:
+        size = self._shared.batch
+        if len(inputs) <= size:
+            return self._head.logits(self.features(inputs))
+        parts = [self.features(inputs[first : first + size]) for first in range(0, len(inputs), size)]
+        return self._head.logits(np.concatenate(parts))
+
+    def features(self, inputs: Floats) -> Floats:
+        """What the head scores: ``(batch, padded channels)``; all images in one run."""
+        binding = self._take()
+        binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(inputs))
+        binding.bind_output(FEATURES)
+        self._shared.session.run_with_iobinding(binding)
+        features: Floats = binding.copy_outputs_to_cpu()[0].reshape(len(inputs), -1)
+        # Nothing of this call is to stay in memory.
+        binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(_NO_IMAGE))
+        binding.clear_binding_outputs()
+        if len(self._idle) < _IDLE_BINDINGS:
+            self._idle.append(binding)
+        return features
+
+    def _take(self) -> ort.IOBinding:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            binding = self._shared.session.io_binding()
+            for name, value in self._weights.items():
+                binding.bind_ortvalue_input(name, value)
+            return binding
+
+
+@cache
+def _share_one_arena() -> None:
+    # ONNX Runtime holds it for the process and takes it once.
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    # One arena for all: an arena each, or none, keeps the peak of every session (18 to 80 MB).
+    _share_one_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 3
+    return options
+
+
+def _image_size(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Channels, height, width."""
+    return tuple(size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim[1:])
+
+
+def _optimised(body: onnx.ModelProto) -> onnx.ModelProto:
+    """What ONNX Runtime makes of a graph on this processor; weights are laid out as its kernels read them."""
+    compiler = ort.ModelCompiler(
+        _options(),
+        body.SerializeToString(),
+        graph_optimization_level=ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    )
+    # Not ``compile_to_bytes``: in ONNX Runtime 1.32 each call of it loses the memory of what it gives.
+    pieces: list[bytes] = []
+    compiler.compile_to_stream(lambda piece: pieces.append(bytes(piece)))
+    return onnx.load_model_from_string(b"".join(pieces))
+
+
+def _without_weights(model: onnx.ModelProto) -> tuple[bytes, dict[str, Floats]]:
+    """Make inputs of the weights of a graph, and give them apart, in one piece of memory."""
+    graph = model.graph
+    constants = [one for one in graph.initializer if one.data_type != onnx.TensorProto.FLOAT]
+    floats = [one for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
+    values = [numpy_helper.to_array(one) for one in floats]
+    places = [-(-value.size // _LINE_VALUES) * _LINE_VALUES for value in values]
+    # Not from the heap, which keeps what is freed between other things.
+    whole = np.frombuffer(mmap.mmap(-1, 4 * max(1, sum(places))), dtype=np.float32)
+    weights: dict[str, Floats] = {}
+    first = 0
+    for one, value, place in zip(floats, values, places, strict=True):
+        piece: NDArray[np.float32] = whole[first : first + value.size].reshape(value.shape)
+        piece[...] = value
+        weights[one.name] = piece
+        first += place
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+    graph.input.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, value.shape) for name, value in weights.items()
+    )
+    return model.SerializeToString(deterministic=True), weights

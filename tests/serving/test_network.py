@@ -1,0 +1,146 @@
+"""Networks that share sessions: the same function as the file's, the same bits whoever is in the batch."""
+
+import gc
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import helper
+
+from metanas.genotypes import named_genotype
+from metanas.learner import adapt
+from metanas.schedule import Schedule
+from metanas.space import DEFAULT_OPERATIONS, NO_CELLS, ConvBlocks, EdgeOperation, Genotype, SearchSpace
+from metanas.tasks import SupportSet
+from metanas_export import onnx_bytes
+from metanas_serving.network import Networks
+from metanas_serving.widening import UnknownGraphError, widened
+
+CPU = ["CPUExecutionProvider"]
+
+
+def every_operation():
+    """Two nodes that both read all operations, from both inputs in turn."""
+    weights = itertools.cycle((0.9, 0.35, 0.6))
+    cell = tuple(
+        tuple(
+            EdgeOperation((index + node) % 2, operation, next(weights))
+            for index, operation in enumerate(DEFAULT_OPERATIONS)
+        )
+        for node in range(2)
+    )
+    return Genotype(normal=cell, reduction=cell)
+
+
+SPACES = {
+    "every operation, halved at both ends": (
+        SearchSpace(channels=6, cells=3, reduction_cells=(0, 2), nodes=2, inputs_per_node=7),
+        every_operation(),
+    ),
+    "with a scale and a shift": (
+        SearchSpace(channels=4, cells=2, reduction_cells=(1,), nodes=5, affine=True),
+        named_genotype("autometa"),
+    ),
+    "channels that fill their blocks": (
+        SearchSpace(channels=16, cells=2, reduction_cells=(1,), nodes=2, inputs_per_node=7),
+        every_operation(),
+    ),
+    "plain blocks": (ConvBlocks(filters=8), NO_CELLS),
+}
+
+
+@pytest.fixture(scope="module")
+def learn(build_meta):
+    """The ONNX file of a task of a space."""
+
+    def learnt(name, *, seed=0, n_way=3):
+        space, genotype = SPACES[name]
+        images = torch.randint(
+            0, 256, (n_way, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+        )
+        support = SupportSet(images, torch.arange(n_way), tuple(map(str, range(n_way))))
+        meta = build_meta(space, Schedule(architecture_steps=1, weight_steps=2), genotype=genotype)
+        return onnx_bytes(adapt(meta, support))
+
+    return learnt
+
+
+def as_it_is(file, inputs):
+    return ort.InferenceSession(file, providers=CPU).run(["logits"], {"images": inputs})[0]
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).random((count, 1, 28, 28), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_network_of_a_shared_session_scores_as_the_file_does(learn, name):
+    file = learn(name)
+    widened(onnx.load_model_from_string(file))  # so it is not simply run as it is
+    expected = as_it_is(file, noise(11))
+    found = Networks(CPU).load(file).run(noise(11))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_an_image_scores_the_same_to_the_bit_alone_in_any_batch_and_in_any_order(learn, name):
+    network, images = Networks(CPU).load(learn(name)), noise(24)
+    alone = np.concatenate([network.run(image[None]) for image in images])
+    for count in (2, 3, 7, 8, 24):
+        assert network.run(images[:count]).tobytes() == alone[:count].tobytes(), count
+    order = np.random.default_rng(1).permutation(len(images))
+    assert network.run(images[order]).tobytes() == alone[order].tobytes()
+
+
+def test_tasks_of_one_architecture_have_one_session_which_goes_with_the_last_of_them(learn):
+    networks = Networks(CPU)
+    loaded = [networks.load(learn("plain blocks", seed=seed, n_way=2 + seed)) for seed in range(3)]
+    assert networks.sessions == 1
+    other = networks.load(learn("with a scale and a shift"))
+    assert networks.sessions == 2
+    assert [network.run(noise(1)).shape for network in loaded] == [(1, 2), (1, 3), (1, 4)]
+    loaded.clear()
+    gc.collect()
+    assert networks.sessions == 1
+    assert other.run(noise(1)).shape == (1, 3)
+
+
+def test_tasks_that_share_a_session_never_mix_at_the_same_time(learn):
+    networks = Networks(CPU)
+    loaded = [networks.load(learn("every operation, halved at both ends", seed=seed)) for seed in range(3)]
+    expected = [network.run(noise(5)).tobytes() for network in loaded]
+    assert len(set(expected)) == 3
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: loaded[number % 3].run(noise(5)).tobytes(), range(120)))
+    assert found == [expected[number % 3] for number in range(120)]
+
+
+def test_a_processor_that_rounds_differently_in_batches_gets_one_image_at_a_time(learn):
+    network = Networks(CPU).load(learn("plain blocks"))
+    shared = network._shared
+    shared.batch, shared._is_tried, features = 8, False, network.features
+    network.features = lambda inputs: features(inputs) * np.float32(1 + 1e-6 * len(inputs))
+    shared.try_batches(network)
+    assert shared.batch == 1
+    alone = np.concatenate([network.run(image[None]) for image in noise(4)])
+    assert network.run(noise(4)).tobytes() == alone.tobytes()
+
+
+def test_a_graph_of_another_kind_is_run_as_it_is(learn, caplog):
+    model = onnx.load_model_from_string(learn("plain blocks"))
+    model.graph.node[0].output[0] = "before"
+    model.graph.node.insert(1, helper.make_node("Tanh", ["before"], [model.graph.node[0].name], name="bend"))
+    with pytest.raises(UnknownGraphError, match="bend is a Tanh"):
+        widened(model)
+    file = model.SerializeToString()
+    networks = Networks(CPU)
+    network = networks.load(file)
+    assert networks.sessions == 0
+    assert "run as it is, for bend is a Tanh" in caplog.text
+    np.testing.assert_array_equal(network.run(noise(1)), as_it_is(file, noise(1)))
+    alone = np.concatenate([network.run(image[None]) for image in noise(5)])
+    assert network.run(noise(5)).tobytes() == alone.tobytes()
