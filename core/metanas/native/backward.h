@@ -92,10 +92,11 @@ static void stage_second_round_back(Pass *pass, int image, int slot, float *scra
         backward_pointwise(pass, row, slot, packs[3], out, d, dout, border);
         memset(din, 0, (long)(row->H + 2 * border) * (row->W + 2 * border) * CP * sizeof(float));
         backward_depthwise(pass, row, slot, packs[2], in, din, row->H, row->W, border, 1, dout, border);
+        masked(d, NULL, in, din, row->H, row->W, border, CP);
+        gradient_sums(pass, slot, of_inner(e), d, pixels);
+        products(pass, slot, of_inner(e), d, row->mid + image * pixels * CP, row->inner.mean, pixels);
         /* What the row was is known by now: its place holds the gradient of the first norm's output. */
-        float *g = row->y + image * pixels * CP;
-        add_masked(g, NULL, in, din, row->H, row->W, border, CP, 0);
-        products(pass, slot, of_inner(e), g, row->mid + image * pixels * CP, row->inner.mean, pixels);
+        stream_copy(row->y + image * pixels * CP, d, pixels * CP);
     }
 }
 
@@ -166,8 +167,8 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
     Cell *cell = &pass->cell[pass->at];
     int CP = net->CP;
     long room = pass->scratch_floats;
-    float *dr = scratch, *dx = dr + room, *d = dx + room, *out = d + room, *dout = out + room;
-    float *dpool[2] = {dout + room, dout + 2 * room};
+    float *dr = scratch, *dx = dr + room, *d = dx + room, *out = d + room, *dout = out + room, *r = dout + room;
+    float *dpool[2] = {r + room, r + 2 * room};
     for (int s = pass->from; s <= pass->to; s++) {
         if (s < 2 && !cell->read[s]) continue;
         Source *source = &cell->source[s];
@@ -175,9 +176,11 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
         int h = pooled_size(H, stride), w = pooled_size(W, stride);
         long pixels = (long)H * W;
         float *x = image_of(source->x, image, H, W, CP), *g = image_of(source->g, image, H, W, CP);
-        float *r = source->r + image * padded_floats(net, H, W);
         memset(dx, 0, pixels * CP * sizeof(float));
-        if (source->rectified) memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
+        if (source->rectified) {
+            rectify_source(pass, source, image, r);
+            memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
+        }
         for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
             if (source->pooled[kind]) memset(dpool[kind], 0, (long)h * w * CP * sizeof(float));
         for (int e = 0; e < cell->spec->rows; e++) {
@@ -215,17 +218,16 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
             }
         }
         if (source->pooled[MAX_POOL])
-            max_pool_transposed(dx, dpool[MAX_POOL], image_of(source->place, image, h, w, CP), H, W, stride, CP);
+            max_pool_transposed(dx, dpool[MAX_POOL], source->place + (long)image * h * w * CP, H, W, stride, CP);
         if (source->pooled[MEAN_POOL]) mean_pool_transposed(dx, dpool[MEAN_POOL], H, W, stride, CP);
-        if (source->rectified)
-            add_masked(g, dx, r, dr, H, W, net->pad, CP, s >= 2);
-        else
-            for (long i = 0; i < pixels * CP; i += VL) {
-                vec value = load(dx + i);
-                if (s >= 2) value += load(g + i);
-                store(g + i, value);
-            }
-        products(pass, slot, of_source(pass, s), g, x, NULL, pixels);
+        if (source->rectified) masked(dx, dx, r, dr, H, W, net->pad, CP);
+        if (s < 2) {
+            products(pass, slot, of_source(pass, s), dx, x, source->norm.mean, pixels);
+        } else {
+            for (long i = 0; i < pixels * CP; i += VL) store(dx + i, load(dx + i) + load(g + i));
+        }
+        gradient_sums(pass, slot, of_source(pass, s), dx, pixels);
+        stream_copy(g, dx, pixels * CP);
     }
 }
 
@@ -233,34 +235,50 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
 static void project_back(Pass *pass, Source *to, int groups, const int *inputs, int n, int image, int slot,
                          float *scratch) {
     const Net *net = pass->net;
-    const CellSpec *spec = pass->cell[pass->at].spec;
-    int CP = net->CP, C = net->C, to_H = to[0].H, to_W = to[0].W, W = 0, H = 0;
-    float *dr = scratch, *d[2] = {scratch + pass->scratch_floats, scratch + 2 * pass->scratch_floats};
-    for (int i = 0; i < n; i++) {
-        Source *source = &pass->cell[pass->at].source[inputs[i]];
-        H = source->H, W = source->W;
-        combine(d[i], image_of(source->g, image, H, W, CP), image_of(source->x, image, H, W, CP), source->norm.P,
-                source->norm.Q, source->norm.R, (long)H * W, CP, 0);
-    }
-    for (int g = 0; g < groups; g++) {
-        float *r = to[g].r + image * padded_floats(net, to_H, to_W);
-        if (spec->halves[inputs[0]]) {
-            memset(dr, 0, padded_floats(net, to_H, to_W) * sizeof(float));
-            backward_halving(pass, d[0], H, W, r, dr, to_W, g, slot, spec->inputs[inputs[0]]);
-        } else {
-            const float *in = pixel(r, W, net->pad, CP, 0, 0);
-            for (int i = 0; i < n; i++)
-                outer(gradient(pass, slot, spec->inputs[inputs[i]][0]) + (long)g * C * CP, &in, 1,
-                      (long)(W + 2 * net->pad) * CP, CP, d[i], (long)W * CP, CP, H, W, C, CP);
-            for (int y = 0; y < H; y++) {
-                Tap taps[2];
-                for (int i = 0; i < n; i++)
-                    taps[i] = (Tap){d[i] + (long)y * W * CP,
-                                    transposed(pass, spec->inputs[inputs[i]][0]) + (long)g * C * CP};
-                product(pixel(dr, W, net->pad, CP, y, 0), CP, W, taps, n, CP, C, CP, 0);
-            }
+    const Cell *cell = &pass->cell[pass->at];
+    int CP = net->CP, C = net->C;
+    long pixels = (long)to[0].H * to[0].W, first = image * pixels, room = (long)STRIP * CP;
+    float *r = scratch, *dr = r + room, *d = dr + room;
+    for (long at = 0; at < pixels; at += STRIP) {
+        int some = (int)(pixels - at < STRIP ? pixels - at : STRIP);
+        for (int i = 0; i < n; i++) {
+            const Source *source = &cell->source[inputs[i]];
+            combine(d + i * room, source->g + (first + at) * CP, source->x + (first + at) * CP, source->norm.P,
+                    source->norm.Q, source->norm.R, some, CP, 0);
         }
-        add_masked(image_of(to[g].g, image, to_H, to_W, CP), NULL, r, dr, to_H, to_W, net->pad, CP, to[g].has_gradient);
+        for (int g = 0; g < groups; g++) {
+            float *total = to[g].g + (first + at) * CP;
+            rectify_row(r, to[g].x + (first + at) * CP, to[g].normed ? to[g].norm.P : NULL, to[g].norm.R, some, CP);
+            Tap taps[2];
+            for (int i = 0; i < n; i++) {
+                int pack = cell->spec->inputs[inputs[i]][0];
+                outer(gradient(pass, slot, pack) + (long)g * C * CP, &(const float *){r}, 1, 0, CP, d + i * room, 0, CP, 1,
+                      some, C, CP);
+                taps[i] = (Tap){d + i * room, transposed(pass, pack) + (long)g * C * CP};
+            }
+            product(dr, CP, some, taps, n, CP, C, CP, 0);
+            mask_row(dr, to[g].has_gradient ? total : NULL, r, dr, (long)some * CP);
+            stream_copy(total, dr, (long)some * CP);
+        }
+    }
+}
+
+/* The same through a projection that halves. */
+static void project_halving_back(Pass *pass, Source *to, int groups, int j, int image, int slot, float *scratch) {
+    const Net *net = pass->net;
+    const Cell *cell = &pass->cell[pass->at];
+    const Source *source = &cell->source[j];
+    int CP = net->CP, H = to[0].H, W = to[0].W;
+    float *r = scratch, *dr = r + pass->scratch_floats, *d = dr + pass->scratch_floats;
+    combine(d, image_of(source->g, image, source->H, source->W, CP),
+            image_of(source->x, image, source->H, source->W, CP), source->norm.P, source->norm.Q, source->norm.R,
+            (long)source->H * source->W, CP, 0);
+    for (int g = 0; g < groups; g++) {
+        float *total = image_of(to[g].g, image, H, W, CP);
+        rectify_source(pass, &to[g], image, r);
+        memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
+        backward_halving(pass, d, source->H, source->W, r, dr, W, g, slot, cell->spec->inputs[j]);
+        masked(total, to[g].has_gradient ? total : NULL, r, dr, H, W, net->pad, CP);
     }
 }
 
@@ -272,7 +290,10 @@ static void stage_project_back(Pass *pass, int image, int slot, float *scratch) 
         project_back(pass, to[0], groups[0], (int[]){0, 1}, 2, image, slot, scratch);
     else
         for (int j = 0; j < 2; j++)
-            if (cell->read[j]) project_back(pass, to[j], groups[j], &j, 1, image, slot, scratch);
+            if (cell->read[j] && cell->spec->halves[j])
+                project_halving_back(pass, to[j], groups[j], j, image, slot, scratch);
+            else if (cell->read[j])
+                project_back(pass, to[j], groups[j], &j, 1, image, slot, scratch);
 }
 
 /* What the projections of this cell read has a gradient now. */
@@ -290,6 +311,7 @@ static void stage_stem_sums(Pass *pass, int image, int slot, float *scratch) {
     (void)scratch;
     for (int g = 0; g < net->groups; g++) {
         Source *source = &pass->stem[g];
+        gradient_sums(pass, slot, of_stem(pass, g), image_of(source->g, image, size, size, net->CP), (long)size * size);
         products(pass, slot, of_stem(pass, g), image_of(source->g, image, size, size, net->CP),
                  image_of(source->x, image, size, size, net->CP), source->norm.mean, (long)size * size);
     }
@@ -325,7 +347,11 @@ static void backward_sources(Pass *pass, int from, int to, float *dweights) {
         for (int c = 0; c < net->CP; c++) {
             double gy = total(pass, of_row(e), 1, c);
             if (c < net->C) slope += gy * row->norm.inverse[c];
-            set_backward(&row->norm, c, row->weight, cell->source[row->spec->node + 2].sum[c], gy, count);
+            /* Of a skip's norm of a norm only the outer one is undone here. */
+            const Source *source = &cell->source[row->spec->source];
+            int twice = row->spec->kind == SKIP && source->normed;
+            double scale = twice ? row->weight / source->norm.inverse[c] : row->weight;
+            set_backward(&row->norm, c, scale, cell->source[row->spec->node + 2].sum[c], gy, count);
         }
         dweights[e] += (float)slope;
     }
@@ -346,11 +372,7 @@ static void backward_sources(Pass *pass, int from, int to, float *dweights) {
             double g = total(pass, of_source(pass, s), 0, c);
             source->sum[c] = g;
             if (s >= 2) continue;
-            /* x is the norm's output: its own mean is 0, and g * x is what g * (y - mean) * inverse would be. */
-            double inverse = source->norm.inverse[c];
-            source->norm.P[c] = (float)inverse;
-            source->norm.Q[c] = (float)(-inverse * total(pass, of_source(pass, s), 1, c) / count);
-            source->norm.R[c] = (float)(-inverse * g / count);
+            set_backward(&source->norm, c, 1.0, g, total(pass, of_source(pass, s), 1, c), count);
         }
     }
 }

@@ -12,15 +12,18 @@
  * P * g + Q * y + R with three numbers a channel, computed when it is used and never kept.
  */
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "description.h"
 #include "kernels.h"
+#include "passes.h"
 #include "pooling.h"
 #include "team.h"
 
 #define EPSILON 1e-5
+#define STRIP 112 /* pixels that are projected at a time, of all groups: they stay in the first cache */
 
 typedef struct {
     float *mean, *inverse; /* of the batch norm */
@@ -29,11 +32,12 @@ typedef struct {
 
 typedef struct {
     int H, W;
-    float *x; /* (batch, H, W, CP) */
-    float *r; /* (batch, H + 2 pad, W + 2 pad, CP): rectified, with a border of zeros */
-    float *g; /* like x: the gradient */
+    float *x;   /* (batch, H, W, CP); raw where there is a norm */
+    float *g;   /* like x: the gradient of what the norm made of it */
+    int normed; /* whether a batch norm comes before all that reads it: not in nodes */
     Norm norm, skip, pools[2];
-    float *pool[2], *place;
+    float *pool[2];
+    unsigned char *place;
     double *sum; /* of g, for each channel */
     int pooled[2], skipped, rectified;
     int has_gradient; /* whether g has been written in this pass; what comes then is added */
@@ -91,13 +95,12 @@ static long padded_floats(const Net *net, int H, int W) {
     return (long)(H + 2 * net->pad) * (W + 2 * net->pad) * net->CP;
 }
 
-static Source take_source(Pass *pass, int H, int W) {
+static Source take_source(Pass *pass, int H, int W, int normed) {
     const Net *net = pass->net;
     long floats = (long)pass->batch * H * W * net->CP;
-    Source source = {.H = H, .W = W, .norm = take_norm(pass)};
+    Source source = {.H = H, .W = W, .normed = normed, .norm = take_norm(pass)};
     source.x = take(pass, floats);
     source.g = take(pass, floats);
-    source.r = take(pass, pass->batch * padded_floats(net, H, W));
     source.sum = (double *)take(pass, 2 * net->CP);
     return source;
 }
@@ -108,6 +111,8 @@ static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *
     pass->net = net;
     pass->batch = batch;
     pass->base = base;
+    /* A vector that is streamed must lie at a multiple of its size. */
+    pass->offset = base ? (64 - (uintptr_t)base % 64) % 64 / sizeof(float) : 16;
     int size = net->size, CP = net->CP, R = net->max_rows;
     pass->packed = take(pass, net->packed);
     pass->transposed = take(pass, net->transposed);
@@ -118,10 +123,13 @@ static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *
         pass->gradients[s] = take(pass, net->packed);
     }
     int border = net->pad > 4 ? net->pad : 4;
-    pass->scratch_floats = (long)(size + 2 * border) * (size + 2 * border) * CP;
-    for (int t = 0; t < MAX_THREADS; t++) pass->scratch[t] = take(pass, 9 * pass->scratch_floats);
+    long room = (long)(size + 2 * border) * (size + 2 * border);
+    int groups = net->groups > net->nodes ? net->groups : net->nodes;
+    pass->scratch_floats = (room > STRIP ? room : STRIP) * CP;
+    for (int t = 0; t < MAX_THREADS; t++)
+        pass->scratch[t] = take(pass, (groups > 8 ? groups + 1 : 9) * pass->scratch_floats);
     pass->stem = calloc(net->groups, sizeof(Source));
-    for (int g = 0; g < net->groups; g++) pass->stem[g] = take_source(pass, size, size);
+    for (int g = 0; g < net->groups; g++) pass->stem[g] = take_source(pass, size, size, 1);
     pass->cell = calloc(net->cells, sizeof(Cell));
     int H = size;
     for (int c = 0; c < net->cells; c++) {
@@ -130,7 +138,7 @@ static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *
         int out = spec->reduces ? (H + 1) / 2 : H;
         cell->source = calloc(net->nodes + 2, sizeof(Source));
         for (int s = 0; s < net->nodes + 2; s++)
-            cell->source[s] = take_source(pass, s < 2 ? H : out, s < 2 ? H : out);
+            cell->source[s] = take_source(pass, s < 2 ? H : out, s < 2 ? H : out, s < 2);
         cell->row = calloc(spec->rows, sizeof(Row));
         for (int e = 0; e < spec->rows; e++) {
             Row *row = &cell->row[e];
@@ -153,7 +161,7 @@ static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *
                 if (!source->pooled[kind]) {
                     source->pools[kind] = take_norm(pass);
                     source->pool[kind] = take(pass, floats);
-                    if (kind == MAX_POOL) source->place = take(pass, floats);
+                    if (kind == MAX_POOL) source->place = (unsigned char *)take(pass, floats / 4);
                 }
                 source->pooled[kind] = 1;
                 row->y = source->pool[kind];
@@ -194,6 +202,7 @@ static void work(void *context, int slot, int thread) {
     Pass *pass = context;
     for (int i = pass->batch * slot / SLOTS; i < pass->batch * (slot + 1) / SLOTS; i++)
         pass->stage(pass, i, slot, pass->scratch[thread]);
+    end_streams();
 }
 
 static void run_stage(Pass *pass, Stage stage) {
@@ -222,14 +231,19 @@ static double total(const Pass *pass, int entry, int which, int c) {
     return sum;
 }
 
-static void moments(Pass *pass, int slot, int entry, const float *y, long pixels) {
+/* keep: where y is streamed to; NULL: nowhere. */
+static void moments(Pass *pass, int slot, int entry, const float *y, float *keep, long pixels) {
     double *to = sums(pass, slot, entry);
-    add_moments(to, to + pass->net->CP, y, pixels, pass->net->CP);
+    add_moments(to, to + pass->net->CP, y, keep, pixels, pass->net->CP);
 }
 
+/* Sums of g * (y - mean); mean may be NULL: 0. */
 static void products(Pass *pass, int slot, int entry, const float *g, const float *y, const float *mean, long pixels) {
-    double *to = sums(pass, slot, entry);
-    add_products(to, to + pass->net->CP, g, y, mean, pixels, pass->net->CP);
+    add_products(sums(pass, slot, entry) + pass->net->CP, g, y, mean, pixels, pass->net->CP);
+}
+
+static void gradient_sums(Pass *pass, int slot, int entry, const float *g, long pixels) {
+    add_sums(sums(pass, slot, entry), g, pixels, pass->net->CP);
 }
 
 static void set_norm(Pass *pass, Norm *norm, int entry, long pixels) {
@@ -263,28 +277,23 @@ static void clear_border(float *image, int H, int W, int border, int CP) {
 static void rectify(float *to, const float *from, const float *scale, const float *shift, int H, int W, int border,
                     int CP) {
     clear_border(to, H, W, border, CP);
-    for (int y = 0; y < H; y++) {
-        float *line = pixel(to, W, border, CP, y, 0);
-        const float *x = from + (long)y * W * CP;
-        for (int c = 0; c < CP; c += VL) {
-            vec s = scale ? load(scale + c) : splat(1.0f), b = shift ? load(shift + c) : (vec){0};
-            for (int i = 0; i < W; i++) store(line + i * CP + c, positive(s * load(x + i * CP + c) + b));
-        }
-    }
+    for (int y = 0; y < H; y++)
+        rectify_row(pixel(to, W, border, CP, y, 0), from + (long)y * W * CP, scale, shift, W, CP);
 }
 
-/* g (+)= extra + mask(r) * d; r and d have a border; extra may be NULL. */
-static void add_masked(float *g, const float *extra, float *r, float *d, int H, int W, int border, int CP, int add) {
+/* What the convolutions read of an image of a source: rectified, inside a border of zeros. */
+static void rectify_source(const Pass *pass, const Source *source, int image, float *to) {
+    int H = source->H, W = source->W, CP = pass->net->CP;
+    rectify(to, image_of(source->x, image, H, W, CP), source->normed ? source->norm.P : NULL, source->norm.R, H, W,
+            pass->net->pad, CP);
+}
+
+/* g = extra + mask(r) * d; r and d have a border; extra may be NULL, or be g. */
+static void masked(float *g, const float *extra, float *r, float *d, int H, int W, int border, int CP) {
     for (int y = 0; y < H; y++) {
-        const float *mask = pixel(r, W, border, CP, y, 0), *from = pixel(d, W, border, CP, y, 0);
         long line = (long)y * W * CP;
-        for (long i = 0; i < (long)W * CP; i += VL) {
-            ivec on = load(mask + i) > (vec){0};
-            vec value = choose(on, load(from + i), (vec){0});
-            if (extra) value += load(extra + line + i);
-            if (add) value += load(g + line + i);
-            store(g + line + i, value);
-        }
+        mask_row(g + line, extra ? extra + line : NULL, pixel(r, W, border, CP, y, 0), pixel(d, W, border, CP, y, 0),
+                 (long)W * CP);
     }
 }
 

@@ -11,16 +11,17 @@ static void depthwise_image(const Row *row, float *out, float *in, int in_W, int
     }
 }
 
-static void forward_factorized(Pass *pass, Row *row, Source *source, int image, float *r) {
+static void forward_factorized(Pass *pass, Row *row, Source *source, int image, float *r, float *mid, float *y) {
     int CP = pass->net->CP, C = pass->net->C, s = row->stride, H = source->H;
     long line = (long)row->W * CP;
-    float *mid = row->mid + image * H * line, *y = row->y + image * row->H * line;
+    float *keep = row->mid + image * H * line;
     const float *across = matrices(pass, row->spec->packs[0]), *down = matrices(pass, row->spec->packs[1]);
     Tap taps[5];
     for (int v = 0; v < H; v++) {
         for (int t = 0; t < 5; t++)
             taps[t] = (Tap){pixel(r, source->W, pass->net->pad, CP, v, t - 2), across + (long)t * C * CP};
         product(mid + v * line, CP, row->W, taps, 5, (long)s * CP, C, CP, 0);
+        stream_copy(keep + v * line, mid + v * line, line);
     }
     for (int v = 0; v < row->H; v++) {
         int n = 0;
@@ -32,135 +33,142 @@ static void forward_factorized(Pass *pass, Row *row, Source *source, int image, 
     }
 }
 
-static void forward_halving(Pass *pass, float *out, int H, int W, Source *sources, int groups, int image,
+/* r: the rectified images of the groups, `room` floats apart. */
+static void forward_halving(Pass *pass, float *out, int H, int W, float *r, long room, int groups, int W_in,
                             const int packs[2]) {
     const Net *net = pass->net;
-    int CP = net->CP, W_in = sources[0].W;
+    int CP = net->CP;
     Tap taps[MAX_TAPS];
     for (int y = 0; y < H; y++) {
         for (int g = 0; g < groups; g++) {
-            float *r = sources[g].r + image * padded_floats(net, sources[g].H, W_in);
             long matrix = (long)g * net->C * CP;
-            taps[2 * g] = (Tap){pixel(r, W_in, net->pad, CP, 2 * y, 0), matrices(pass, packs[0]) + matrix};
-            taps[2 * g + 1] = (Tap){pixel(r, W_in, net->pad, CP, 2 * y + 1, 1), matrices(pass, packs[1]) + matrix};
+            taps[2 * g] = (Tap){pixel(r + g * room, W_in, net->pad, CP, 2 * y, 0), matrices(pass, packs[0]) + matrix};
+            taps[2 * g + 1] =
+                (Tap){pixel(r + g * room, W_in, net->pad, CP, 2 * y + 1, 1), matrices(pass, packs[1]) + matrix};
         }
         product(out + (long)y * W * CP, CP, W, taps, 2 * groups, 2L * CP, net->C, CP, 0);
     }
 }
 
-/* All that reads one source: pooling and the first round of every operation that leaves it. */
-static void run_source(Pass *pass, int s, int image, int slot, float *scratch) {
+/* All that reads one source: pooling and the first round of every operation that leaves it.
+ * x: its image, after the norm; r: that, rectified; scratch: room for three images. */
+static void run_source(Pass *pass, int s, int image, int slot, float *x, float *r, float *scratch) {
     const Net *net = pass->net;
     Cell *cell = &pass->cell[pass->at];
     Source *source = &cell->source[s];
     int CP = net->CP, H = source->H, W = source->W;
-    float *x = image_of(source->x, image, H, W, CP), *r = source->r + image * padded_floats(net, H, W);
     int stride = cell->spec->reduces && s < 2 ? 2 : 1;
+    float *y = scratch, *mid = y + pass->scratch_floats;
     for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++) {
         if (!source->pooled[kind]) continue;
         int h = pooled_size(H, stride), w = pooled_size(W, stride);
-        float *y = image_of(source->pool[kind], image, h, w, CP);
+        long first = (long)image * h * w * CP;
         if (kind == MAX_POOL)
-            max_pool(y, image_of(source->place, image, h, w, CP), x, H, W, stride, CP);
+            max_pool(y, source->place + first, x, H, W, stride, CP);
         else
             mean_pool(y, x, H, W, stride, CP);
-        moments(pass, slot, of_pool(pass, s, kind), y, (long)h * w);
+        moments(pass, slot, of_pool(pass, s, kind), y, source->pool[kind] + first, (long)h * w);
     }
     for (int e = 0; e < cell->spec->rows; e++) {
         Row *row = &cell->row[e];
         if (!row->run || row->spec->source != s) continue;
         long pixels = (long)row->H * row->W;
         const int *packs = row->spec->packs;
-        float *y = row->y + image * pixels * CP;
+        float *keep = row->y;
         int entry = of_row(e);
         switch (row->spec->kind) {
         case FACTORIZED:
-            forward_factorized(pass, row, source, image, r);
+            forward_factorized(pass, row, source, image, r, mid, y);
             break;
         case HALVING:
-            forward_halving(pass, y, row->H, row->W, source, 1, image, packs);
+            forward_halving(pass, y, row->H, row->W, r, 0, 1, W, packs);
             break;
         case SEPARABLE:
             if (row->spec->rounds == 2) {
-                y = row->mid + image * pixels * CP;
+                keep = row->mid;
                 entry = of_inner(e);
             }
-            depthwise_image(row, scratch, r, W, net->pad, stride, matrices(pass, packs[0]), CP);
-            product(y, CP, (int)pixels, &(Tap){scratch, matrices(pass, packs[1])}, 1, CP, net->C, CP, 0);
+            depthwise_image(row, mid, r, W, net->pad, stride, matrices(pass, packs[0]), CP);
+            product(y, CP, (int)pixels, &(Tap){mid, matrices(pass, packs[1])}, 1, CP, net->C, CP, 0);
             break;
         default: /* of pooling and skip nothing is left to do */
             continue;
         }
-        moments(pass, slot, entry, y, pixels);
+        moments(pass, slot, entry, y, keep + image * pixels * CP, pixels);
     }
 }
 
 static void stage_stem(Pass *pass, int image, int slot, float *scratch) {
     const Net *net = pass->net;
     int size = net->size, CP = net->CP, n = net->in_channels;
-    (void)scratch;
     float *in = pass->images + (long)image * (size + 2) * (size + 2) * n;
+    long line = (long)size * CP;
     Tap taps[9];
     for (int g = 0; g < net->groups; g++) {
-        float *y = image_of(pass->stem[g].x, image, size, size, CP);
         for (int v = 0; v < size; v++) {
             for (int t = 0; t < 9; t++)
                 taps[t] = (Tap){in + ((long)(v + t / 3) * (size + 2) + t % 3) * n, matrices(pass, g) + (long)t * n * CP};
-            product(y + (long)v * size * CP, CP, size, taps, 9, n, n, CP, 0);
+            product(scratch + v * line, CP, size, taps, 9, n, n, CP, 0);
         }
-        moments(pass, slot, of_stem(pass, g), y, (long)size * size);
+        moments(pass, slot, of_stem(pass, g), scratch, image_of(pass->stem[g].x, image, size, size, CP),
+                (long)size * size);
     }
 }
 
-static void stage_stem_norm(Pass *pass, int image, int slot, float *scratch) {
+/* A cell's input brought to C channels, a few pixels at a time. */
+static void project(Pass *pass, int j, int image, int slot, float *scratch) {
     const Net *net = pass->net;
-    int size = net->size;
-    (void)slot, (void)scratch;
-    for (int g = 0; g < net->groups; g++) {
-        Source *source = &pass->stem[g];
-        rectify(source->r + image * padded_floats(net, size, size), image_of(source->x, image, size, size, net->CP),
-                source->norm.P, source->norm.R, size, size, net->pad, net->CP);
+    Source *to = &pass->cell[pass->at].source[j];
+    int groups, CP = net->CP;
+    Source *from = level(pass, pass->at, j, &groups);
+    const float *w = matrices(pass, pass->cell[pass->at].spec->inputs[j][0]);
+    long first = (long)image * to->H * to->W, pixels = (long)to->H * to->W, room = (long)STRIP * CP;
+    float *y = scratch + groups * room;
+    Tap taps[MAX_TAPS];
+    for (long at = 0; at < pixels; at += STRIP) {
+        long some = pixels - at < STRIP ? pixels - at : STRIP;
+        for (int g = 0; g < groups; g++) {
+            taps[g] = (Tap){scratch + g * room, w + (long)g * net->C * CP};
+            rectify_row(scratch + g * room, from[g].x + (first + at) * CP, from[g].normed ? from[g].norm.P : NULL,
+                        from[g].norm.R, some, CP);
+        }
+        product(y, CP, (int)some, taps, groups, CP, net->C, CP, 0);
+        moments(pass, slot, of_source(pass, j), y, to->x + (first + at) * CP, some);
     }
 }
 
-/* Both inputs of a cell brought to C channels. */
-static void stage_project(Pass *pass, int image, int slot, float *scratch) {
+/* The same, and half as high and wide. */
+static void project_halving(Pass *pass, int j, int image, int slot, float *scratch) {
     const Net *net = pass->net;
     const CellSpec *spec = pass->cell[pass->at].spec;
-    int CP = net->CP;
-    (void)scratch;
-    for (int j = 0; j < 2; j++) {
-        if (!pass->cell[pass->at].read[j]) continue;
-        int groups;
-        Source *from = level(pass, pass->at, j, &groups), *source = &pass->cell[pass->at].source[j];
-        int H = source->H, W = source->W;
-        float *x = image_of(source->x, image, H, W, CP);
-        if (spec->halves[j]) {
-            forward_halving(pass, x, H, W, from, groups, image, spec->inputs[j]);
-        } else {
-            Tap taps[MAX_TAPS];
-            for (int y = 0; y < H; y++) {
-                for (int g = 0; g < groups; g++)
-                    taps[g] = (Tap){pixel(from[g].r + image * padded_floats(net, H, W), W, net->pad, CP, y, 0),
-                                    matrices(pass, spec->inputs[j][0]) + (long)g * net->C * CP};
-                product(x + (long)y * W * CP, CP, W, taps, groups, CP, net->C, CP, 0);
-            }
-        }
-        moments(pass, slot, of_source(pass, j), x, (long)H * W);
-    }
+    Source *to = &pass->cell[pass->at].source[j];
+    int groups;
+    Source *from = level(pass, pass->at, j, &groups);
+    long room = pass->scratch_floats;
+    for (int g = 0; g < groups; g++) rectify_source(pass, &from[g], image, scratch + (1 + g) * room);
+    forward_halving(pass, scratch, to->H, to->W, scratch + room, room, groups, from[0].W, spec->inputs[j]);
+    moments(pass, slot, of_source(pass, j), scratch, image_of(to->x, image, to->H, to->W, net->CP),
+            (long)to->H * to->W);
+}
+
+static void stage_project(Pass *pass, int image, int slot, float *scratch) {
+    const Cell *cell = &pass->cell[pass->at];
+    for (int j = 0; j < 2; j++)
+        if (cell->read[j]) (cell->spec->halves[j] ? project_halving : project)(pass, j, image, slot, scratch);
 }
 
 static void stage_inputs(Pass *pass, int image, int slot, float *scratch) {
     const Net *net = pass->net;
+    float *x = scratch, *r = x + pass->scratch_floats;
     for (int j = 0; j < 2; j++) {
         if (!pass->cell[pass->at].read[j]) continue;
         Source *source = &pass->cell[pass->at].source[j];
-        int H = source->H, W = source->W;
-        float *x = image_of(source->x, image, H, W, net->CP);
-        scale_shift(x, x, source->norm.P, source->norm.R, (long)H * W, net->CP, 0);
-        if (source->rectified)
-            rectify(source->r + image * padded_floats(net, H, W), x, NULL, NULL, H, W, net->pad, net->CP);
-        run_source(pass, j, image, slot, scratch);
+        if (source->pooled[MAX_POOL] || source->pooled[MEAN_POOL]) {
+            Term normed = {image_of(source->x, image, source->H, source->W, net->CP), source->norm.P, source->norm.R};
+            add_terms(x, &normed, 1, (long)source->H * source->W, net->CP, 0);
+        }
+        if (source->rectified) rectify_source(pass, source, image, r);
+        run_source(pass, j, image, slot, x, r, r + pass->scratch_floats);
     }
 }
 
@@ -184,42 +192,56 @@ static void stage_second_round(Pass *pass, int image, int slot, float *scratch) 
         Row *row = &cell->row[e];
         if (!is_second_round(pass, row)) continue;
         long pixels = (long)row->H * row->W;
-        float *y = row->y + image * pixels * net->CP, *out = scratch + pass->scratch_floats;
+        float *out = scratch + pass->scratch_floats, *y = out + pass->scratch_floats;
         float *in = between_rounds(pass, row, image, scratch);
         depthwise_image(row, out, in, row->W, row->spec->kernel / 2, 1, matrices(pass, row->spec->packs[2]), net->CP);
         product(y, net->CP, (int)pixels, &(Tap){out, matrices(pass, row->spec->packs[3])}, 1, net->CP, net->C, net->CP,
                 0);
-        moments(pass, slot, of_row(e), y, pixels);
+        moments(pass, slot, of_row(e), y, row->y + image * pixels * net->CP, pixels);
     }
+}
+
+/* x = the sum of a node's rows, for some of its pixels. */
+static void sum_rows(const Pass *pass, int node, float *x, long from, long pixels) {
+    const Cell *cell = &pass->cell[pass->at];
+    Term terms[4];
+    int n = 0, add = 0;
+    for (int e = 0; e < cell->spec->rows; e++) {
+        const Row *row = &cell->row[e];
+        if (!row->run || row->spec->node != node) continue;
+        terms[n++] = (Term){row->y + from * pass->net->CP, row->norm.P, row->norm.R};
+        if (n < 4) continue;
+        add_terms(x, terms, n, pixels, pass->net->CP, add);
+        n = 0;
+        add = 1;
+    }
+    if (n > 0) add_terms(x, terms, n, pixels, pass->net->CP, add);
 }
 
 /* Sum up one node, then run all that reads it. */
 static void stage_node(Pass *pass, int image, int slot, float *scratch) {
     const Net *net = pass->net;
-    Cell *cell = &pass->cell[pass->at];
-    Source *source = &cell->source[pass->to];
+    Source *source = &pass->cell[pass->at].source[pass->to];
     int CP = net->CP, H = source->H, W = source->W, node = pass->to - 2;
-    long pixels = (long)H * W, block = 64;
-    float *x = image_of(source->x, image, H, W, CP);
-    for (long from = 0; from < pixels; from += block) {
-        long some = pixels - from < block ? pixels - from : block;
-        int add = 0;
-        for (int e = 0; e < cell->spec->rows; e++) {
-            Row *row = &cell->row[e];
-            if (!row->run || row->spec->node != node) continue;
-            scale_shift(x + from * CP, row->y + (image * pixels + from) * CP, row->norm.P, row->norm.R, some, CP, add);
-            add = 1;
-        }
+    long pixels = (long)H * W, first = image * pixels;
+    float *x = scratch, *r = x + pass->scratch_floats;
+    for (long from = 0; from < pixels; from += BLOCK) {
+        long some = block_of(from, pixels);
+        float *part = x + from * CP, *keep = source->x + (first + from) * CP;
+        sum_rows(pass, node, part, first + from, some);
+        if (source->skipped)
+            moments(pass, slot, of_source(pass, pass->to), part, keep, some);
+        else
+            stream_copy(keep, part, some * CP);
     }
-    rectify(source->r + image * padded_floats(net, H, W), x, NULL, NULL, H, W, net->pad, CP);
-    if (source->skipped) moments(pass, slot, of_source(pass, pass->to), x, pixels);
-    run_source(pass, pass->to, image, slot, scratch);
-    if (pass->at == net->cells - 1)
-        for (int c = 0; c < net->C; c++) {
-            double sum = 0;
-            for (long p = 0; p < pixels; p++) sum += x[p * CP + c];
-            pass->features[((long)image * net->nodes + node) * net->C + c] = (float)(sum / pixels);
-        }
+    if (source->rectified) rectify(r, x, NULL, NULL, H, W, net->pad, CP);
+    run_source(pass, pass->to, image, slot, x, r, r + pass->scratch_floats);
+    if (pass->at < net->cells - 1) return;
+    double mean[CP];
+    memset(mean, 0, sizeof mean);
+    add_sums(mean, x, pixels, CP);
+    for (int c = 0; c < net->C; c++)
+        pass->features[((long)image * net->nodes + node) * net->C + c] = (float)(mean[c] / pixels);
 }
 
 /* scale and shift of a batch norm, weighted. */
@@ -248,10 +270,10 @@ static void finish_sources(Pass *pass, int from, int to) {
             set_norm(pass, &source->skip, of_source(pass, s), (long)source->H * source->W);
         else if (source->skipped)
             for (int c = 0; c < net->CP; c++) {
-                /* The input is a batch norm's output: its mean is 0, its variance v / (v + epsilon). */
+                /* A norm of a norm's output: its mean is 0, its variance v / (v + epsilon). Both in one, of x. */
                 double inverse = source->norm.inverse[c], kept = 1.0 - EPSILON * inverse * inverse;
-                source->skip.mean[c] = 0;
-                source->skip.inverse[c] = (float)(1.0 / sqrt((kept < 0 ? 0 : kept) + EPSILON));
+                source->skip.mean[c] = source->norm.mean[c];
+                source->skip.inverse[c] = (float)(inverse / sqrt((kept < 0 ? 0 : kept) + EPSILON));
             }
     }
     for (int e = 0; e < cell->spec->rows; e++) {
@@ -298,7 +320,6 @@ static void forward(Pass *pass, const float *images, const long *strides, const 
         set_scale(norm, 1.0f, params[net->stem + 1].data + g * net->C, params[net->stem + 2].data + g * net->C, net->C,
                   net->CP);
     }
-    run_stage(pass, stage_stem_norm);
     for (int c = 0; c < net->cells; c++) {
         pass->at = c;
         Cell *cell = &pass->cell[c];

@@ -1,4 +1,4 @@
-/* Inner loops: convolutions as products of small matrices, depthwise kernels, sums.
+/* Inner loops: convolutions as products of small matrices, depthwise kernels.
  *
  * Images lie pixel by pixel, each pixel `stride` floats after the last, its channels padded with zeros to CP,
  * a multiple of 2 * VL. A convolution is a sum over taps: each tap is the input image, shifted, times one
@@ -14,7 +14,7 @@
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
-#define TILE 12 /* pixels of one register tile: TILE * 2 accumulators */
+#define TILE 14 /* pixels of one register tile: TILE * 2 accumulators; 84, 28 and 14 are multiples */
 #else
 #define VECTOR_BYTES 32
 #define TILE 6
@@ -35,6 +35,12 @@ INLINE void store(float *p, vec v) { *(vec *)p = v; }
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE vec choose(ivec which, vec yes, vec no) { return (vec)(((ivec)yes & which) | ((ivec)no & ~which)); }
 
+/* ReLU; NaN stays NaN. */
+INLINE vec positive(vec x) {
+    ivec less = x < (vec){0};
+    return choose(less, (vec){0}, x);
+}
+
 /* One of several images that a convolution reads, and its matrix. */
 typedef struct {
     const float *in;
@@ -43,91 +49,134 @@ typedef struct {
 
 /* ---- out[p] (+)= sum over taps of in[p] W ---------------------------------------------------------------- */
 
+static const float zeros[PAIR];
+
+/* With loops that run at least once and no branches gcc has no reason to move accumulators about. */
 INLINE void product_tile(const int R, float *out, long out_pix, const Tap *taps, int n, long at, long in_pix, long pair,
                          int K, int add) {
     vec a[TILE][2];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < 2; v++) a[r][v] = add ? load(out + r * out_pix + v * VL) : (vec){0};
-    for (int t = 0; t < n; t++) {
-        const float *x = taps[t].in + at, *w = taps[t].w + pair;
-        for (int k = 0; k < K; k++, w += PAIR) {
+    const float *from = add ? out : zeros;
+    long step = add ? out_pix : 0;
+    for (int r = 0; r < R; r++) a[r][0] = load(from + r * step), a[r][1] = load(from + r * step + VL);
+    const Tap *end = taps + n;
+    do {
+        const float *x = taps->in + at, *w = taps->w + pair, *last = x + K;
+        do {
             vec w0 = load(w), w1 = load(w + VL);
             for (int r = 0; r < R; r++) {
-                vec b = splat(x[r * in_pix + k]);
+                vec b = splat(x[r * in_pix]);
                 a[r][0] += b * w0;
                 a[r][1] += b * w1;
             }
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < 2; v++) store(out + r * out_pix + v * VL, a[r][v]);
+            w += PAIR;
+        } while (++x != last);
+    } while (++taps != end);
+    for (int r = 0; r < R; r++) store(out + r * out_pix, a[r][0]), store(out + r * out_pix + VL, a[r][1]);
 }
 
-static void product_rest(int rest, float *out, long out_pix, const Tap *taps, int n, long at, long in_pix, long pair,
-                         int K, int add) {
-    switch (rest) {
-#define CASE(R)                                                                        \
-    case R:                                                                            \
-        product_tile(R, out, out_pix, taps, n, at, in_pix, pair, K, add);              \
-        break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+/* The sizes that a tile can have, as cases of a switch. */
 #if TILE > 6
-        CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
+#define CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) \
+    CASE(13) CASE(14)
+#else
+#define CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #endif
+
+/* Pixels that lie USUAL floats apart need no registers for their addresses. */
+#define USUAL 32
+#define CASE(R)                                                                                                 \
+    ALONE void product_usual_##R(float *out, long out_pix, const Tap *taps, int n, long at, long pair, int K,   \
+                                 int add) {                                                                     \
+        product_tile(R, out, out_pix, taps, n, at, USUAL, pair, K, add);                                        \
+    }                                                                                                           \
+    ALONE void product_other_##R(float *out, long out_pix, const Tap *taps, int n, long at, long in_pix,        \
+                                 long pair, int K, int add) {                                                   \
+        product_tile(R, out, out_pix, taps, n, at, in_pix, pair, K, add);                                       \
+    }
+CASES
+#undef CASE
+
+static void product_some(int size, float *out, long out_pix, const Tap *taps, int n, long at, long in_pix, long pair,
+                         int K, int add) {
+    switch (size) {
+#define CASE(R)                                                                \
+    case R:                                                                    \
+        if (in_pix == USUAL)                                                   \
+            product_usual_##R(out, out_pix, taps, n, at, pair, K, add);        \
+        else                                                                   \
+            product_other_##R(out, out_pix, taps, n, at, in_pix, pair, K, add); \
+        break;
+        CASES
 #undef CASE
     }
 }
 
+/* How long a piece is if `length` is cut into as few as possible of at most `most`, all but equally long. */
+INLINE int even_piece(int length, int most) {
+    int pieces = (length + most - 1) / most;
+    return (length + pieces - 1) / pieces;
+}
+
 /* `pixels` pixels in a row; the output has CP channels, the input K. */
-ALONE void product(float *out, long out_pix, int pixels, const Tap *taps, int n, long in_pix, int K, int CP, int add) {
+static void product(float *out, long out_pix, int pixels, const Tap *taps, int n, long in_pix, int K, int CP, int add) {
     if (n == 0) {
         if (!add)
             for (int p = 0; p < pixels; p++) memset(out + p * out_pix, 0, CP * sizeof(float));
         return;
     }
-    const int block = 8 * TILE;
-    for (int from = 0; from < pixels; from += block) {
-        int to = from + block < pixels ? from + block : pixels;
-        for (int c = 0; c < CP; c += PAIR) {
-            int p = from;
-            for (; p + TILE <= to; p += TILE)
-                product_tile(TILE, out + p * out_pix + c, out_pix, taps, n, p * in_pix, in_pix, (long)c * K, K, add);
-            if (p < to)
-                product_rest(to - p, out + p * out_pix + c, out_pix, taps, n, p * in_pix, in_pix, (long)c * K, K, add);
-        }
+    for (int p = 0, size; p < pixels; p += size) {
+        size = even_piece(pixels - p, TILE);
+        for (int c = 0; c < CP; c += PAIR)
+            product_some(size, out + p * out_pix + c, out_pix, taps, n, p * in_pix, in_pix, (long)c * K, K, add);
     }
 }
 
 /* ---- dw += sum over pixels of in[p]^T dout[p] ------------------------------------------------------------- */
 
-#define ROWS 6 /* rows of the matrix in one register tile; with AVX-512 there is room for 12 */
-#if TILE > 6
-#undef ROWS
-#define ROWS 12
-#endif
-
 INLINE void outer_tile(const int R, float *dw, const float *in, long in_row, long in_pix, const float *dout,
                        long out_row, long out_pix, int rows, int pixels) {
-    vec a[ROWS][2];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < 2; v++) a[r][v] = load(dw + r * PAIR + v * VL);
-    for (int y = 0; y < rows; y++) {
-        const float *x = in + y * in_row, *d = dout + y * out_row;
-        for (int p = 0; p < pixels; p++, x += in_pix, d += out_pix) {
+    vec a[TILE][2];
+    for (int r = 0; r < R; r++) a[r][0] = load(dw + r * PAIR), a[r][1] = load(dw + r * PAIR + VL);
+    do {
+        const float *x = in, *d = dout, *last = in + pixels * in_pix;
+        do {
             vec d0 = load(d), d1 = load(d + VL);
             for (int r = 0; r < R; r++) {
                 vec b = splat(x[r]);
                 a[r][0] += b * d0;
                 a[r][1] += b * d1;
             }
-        }
+            d += out_pix;
+        } while ((x += in_pix) != last);
+        in += in_row;
+        dout += out_row;
+    } while (--rows);
+    for (int r = 0; r < R; r++) store(dw + r * PAIR, a[r][0]), store(dw + r * PAIR + VL, a[r][1]);
+}
+
+#define CASE(R)                                                                                                  \
+    ALONE void outer_##R(float *dw, const float *in, long in_row, long in_pix, const float *dout, long out_row,  \
+                         long out_pix, int rows, int pixels) {                                                   \
+        outer_tile(R, dw, in, in_row, in_pix, dout, out_row, out_pix, rows, pixels);                             \
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < 2; v++) store(dw + r * PAIR + v * VL, a[r][v]);
+CASES
+#undef CASE
+
+/* A tile of `size` rows of the matrix: they are channels of the input. */
+static void outer_some(int size, float *dw, const float *in, long in_row, long in_pix, const float *dout, long out_row,
+                       long out_pix, int rows, int pixels) {
+    switch (size) {
+#define CASE(R)                                                                   \
+    case R:                                                                       \
+        outer_##R(dw, in, in_row, in_pix, dout, out_row, out_pix, rows, pixels);  \
+        break;
+        CASES
+#undef CASE
+    }
 }
 
 /* dw is packed as the matrices are: one (K, CP) for each of the n inputs, one after the other. */
-ALONE void outer(float *dw, const float *const *in, int n, long in_row, long in_pix, const float *dout, long out_row,
+static void outer(float *dw, const float *const *in, int n, long in_row, long in_pix, const float *dout, long out_row,
                   long out_pix, int rows, int pixels, int K, int CP) {
     /* Blocks that stay in the first cache while they are read once for each tile of the matrices. */
     const int wide = pixels < 96 ? pixels : 64, high = wide < 64 ? 64 / wide : 1;
@@ -136,21 +185,11 @@ ALONE void outer(float *dw, const float *const *in, int n, long in_row, long in_
             int some = rows - y < high ? rows - y : high, across = pixels - p < wide ? pixels - p : wide;
             for (int t = 0; t < n; t++)
                 for (int c = 0; c < CP; c += PAIR)
-                    for (int k = 0; k < K; k += ROWS) {
-                        float *to = dw + (long)t * K * CP + (long)c * K + k * PAIR;
-                        const float *x = in[t] + y * in_row + p * in_pix + k;
-                        const float *d = dout + y * out_row + p * out_pix + c;
-                        switch (K - k < ROWS ? K - k : ROWS) {
-#define CASE(R)                                                                          \
-    case R:                                                                              \
-        outer_tile(R, to, x, in_row, in_pix, d, out_row, out_pix, some, across);         \
-        break;
-                            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if ROWS > 6
-                            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-#undef CASE
-                        }
+                    for (int k = 0, size; k < K; k += size) {
+                        size = even_piece(K - k, TILE);
+                        outer_some(size, dw + (long)t * K * CP + (long)c * K + k * PAIR,
+                                   in[t] + y * in_row + p * in_pix + k, in_row, in_pix,
+                                   dout + y * out_row + p * out_pix + c, out_row, out_pix, some, across);
                     }
         }
 }
@@ -218,83 +257,6 @@ static void depthwise_scatter_row(int kernel, const float *dout, long out_pix, i
                 const float *k = w + (y * kernel + x) * CP;
                 for (int c = 0; c < CP; c += VL) store(to + c, load(to + c) + load(dout + p * out_pix + c) * load(k + c));
             }
-}
-
-/* ---- pixel by pixel ------------------------------------------------------------------------------------------ */
-
-/* Sums of y and of y * y of each channel. Squares are taken about the mean of a block, so no digits are lost. */
-static void add_moments(double *first, double *second, const float *y, long pixels, int CP) {
-    const long block = 64;
-    for (long from = 0; from < pixels; from += block) {
-        long to = from + block < pixels ? from + block : pixels;
-        for (int c = 0; c < CP; c += VL) {
-            vec a = {0}, b = {0};
-            for (long p = from; p < to; p++) a += load(y + p * CP + c);
-            vec mean = a / splat((float)(to - from));
-            for (long p = from; p < to; p++) {
-                vec rest = load(y + p * CP + c) - mean;
-                b += rest * rest;
-            }
-            for (int i = 0; i < VL; i++) {
-                double m = mean[i], n = (double)(to - from);
-                first[c + i] += m * n;
-                second[c + i] += b[i] + m * m * n;
-            }
-        }
-    }
-}
-
-/* Sums of g and of g * (y - mean) of each channel. */
-static void add_products(double *first, double *second, const float *g, const float *y, const float *mean, long pixels,
-                         int CP) {
-    const long block = 64;
-    for (long from = 0; from < pixels; from += block) {
-        long to = from + block < pixels ? from + block : pixels;
-        for (int c = 0; c < CP; c += VL) {
-            vec a = {0}, b = {0}, m = mean ? load(mean + c) : (vec){0};
-            for (long p = from; p < to; p++) {
-                vec value = load(g + p * CP + c);
-                a += value;
-                b += value * (load(y + p * CP + c) - m);
-            }
-            for (int i = 0; i < VL; i++) {
-                first[c + i] += a[i];
-                second[c + i] += b[i];
-            }
-        }
-    }
-}
-
-/* out = P * g + Q * y + R, by channel: the backward pass of a batch norm. */
-static void combine(float *out, const float *g, const float *y, const float *P, const float *Q, const float *R,
-                    long pixels, int CP, int add) {
-    for (int c = 0; c < CP; c += VL) {
-        vec p = load(P + c), q = load(Q + c), r = load(R + c);
-        for (long i = 0; i < pixels; i++) {
-            vec value = p * load(g + i * CP + c) + q * load(y + i * CP + c) + r;
-            if (add) value += load(out + i * CP + c);
-            store(out + i * CP + c, value);
-        }
-    }
-}
-
-/* out (+)= scale * x + shift, by channel. */
-static void scale_shift(float *out, const float *x, const float *scale, const float *shift, long pixels, int CP,
-                        int add) {
-    for (int c = 0; c < CP; c += VL) {
-        vec s = load(scale + c), b = load(shift + c);
-        for (long i = 0; i < pixels; i++) {
-            vec value = s * load(x + i * CP + c) + b;
-            if (add) value += load(out + i * CP + c);
-            store(out + i * CP + c, value);
-        }
-    }
-}
-
-/* ReLU; NaN stays NaN. */
-INLINE vec positive(vec x) {
-    ivec less = x < (vec){0};
-    return choose(less, (vec){0}, x);
 }
 
 #endif

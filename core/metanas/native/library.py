@@ -27,7 +27,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("engine.c", "description.h", "forward.h", "backward.h", "kernels.h", "pooling.h", "team.h")
+SOURCES = ("engine.c", "description.h", "forward.h", "backward.h", "kernels.h", "passes.h", "pooling.h", "team.h")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300

@@ -19,41 +19,49 @@ static vec share_of(Window seen) { return splat(1.0f / ((seen.bottom - seen.top)
 
 static int pooled_size(int size, int stride) { return (size + stride - 1) / stride; }
 
-/* `place` is which pixel of the window was the largest, the first of equals, as a float. */
-static void max_pool(float *out, float *place, const float *in, int H, int W, int stride, int CP) {
+/* `place` is which pixel of the window was the largest, the first of equals: 0 to 8. */
+typedef unsigned char Places __attribute__((vector_size(VL), aligned(1), may_alias));
+
+static void max_pool(float *out, unsigned char *place, const float *in, int H, int W, int stride, int CP) {
     int h = pooled_size(H, stride), w = pooled_size(W, stride);
     for (int y = 0; y < h; y++)
         for (int x = 0; x < w; x++) {
             Window seen = window_of(y, x, stride, H, W);
             for (int c = 0; c < CP; c += VL) {
-                vec best = splat(-__builtin_inff()), at = {0};
+                vec best = splat(-__builtin_inff());
+                ivec at = {0};
                 for (int v = seen.top; v < seen.bottom; v++)
                     for (int u = seen.left; u < seen.right; u++) {
                         vec value = load(in + ((long)v * W + u) * CP + c);
                         ivec more = value > best;
                         best = choose(more, value, best);
-                        at = choose(more, splat((float)(v * W + u)), at);
+                        int number = (v - y * stride + 1) * 3 + u - x * stride + 1;
+                        at = (more & (number - (ivec){0})) | (~more & at);
                     }
                 long to = ((long)y * w + x) * CP + c;
                 store(out + to, best);
-                store(place + to, at);
+                *(Places *)(place + to) = __builtin_convertvector(at, Places);
             }
         }
 }
 
-static void max_pool_transposed(float *din, const float *dout, const float *place, int H, int W, int stride, int CP) {
+static void max_pool_transposed(float *din, const float *dout, const unsigned char *place, int H, int W, int stride,
+                                int CP) {
     int h = pooled_size(H, stride), w = pooled_size(W, stride);
     for (int y = 0; y < h; y++)
         for (int x = 0; x < w; x++) {
             Window seen = window_of(y, x, stride, H, W);
-            for (int v = seen.top; v < seen.bottom; v++)
-                for (int u = seen.left; u < seen.right; u++)
-                    for (int c = 0; c < CP; c += VL) {
-                        long from = ((long)y * w + x) * CP + c;
+            for (int c = 0; c < CP; c += VL) {
+                long from = ((long)y * w + x) * CP + c;
+                vec d = load(dout + from);
+                ivec at = __builtin_convertvector(*(const Places *)(place + from), ivec);
+                for (int v = seen.top; v < seen.bottom; v++)
+                    for (int u = seen.left; u < seen.right; u++) {
                         float *to = din + ((long)v * W + u) * CP + c;
-                        ivec here = load(place + from) == splat((float)(v * W + u));
-                        store(to, load(to) + choose(here, load(dout + from), (vec){0}));
+                        int number = (v - y * stride + 1) * 3 + u - x * stride + 1;
+                        store(to, load(to) + choose(at == number - (ivec){0}, d, (vec){0}));
                     }
+            }
         }
 }
 
