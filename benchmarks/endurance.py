@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from enduring import report
+from enduring.patterns import SHORT, drawn_support
 from enduring.process import Memory, ServerProcess, files_in
-from enduring.subjects import SHORT, drawn_support, small_meta
+from enduring.subjects import small_meta
 from measuring import machine
 from measuring.subjects import ROOT
 

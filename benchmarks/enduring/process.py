@@ -46,17 +46,18 @@ class Memory:
 
 
 class ServerProcess:
-    """A server on a free port of loopback.
+    """A server on a port of loopback.
 
     Args:
         arguments: of ``serving/server.py``, beside the port.
         log_path: where its log goes, behind what is there.
+        port: 0 for a free one; that of a server before it, so that its clients find this one.
     """
 
-    def __init__(self, *arguments: str, log_path: Path) -> None:
+    def __init__(self, *arguments: str, log_path: Path, port: int = 0) -> None:
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "serving" / "server.py"), "--port", "0", *arguments],
+                [sys.executable, str(ROOT / "serving" / "server.py"), "--port", str(port), *arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -68,6 +69,11 @@ class ServerProcess:
             self.kill()
             raise RuntimeError(f"the server does not start: {log_path.read_text(errors='replace').strip()[-2000:]}")
         self.address = line.removeprefix("serving on ").strip()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.address.rpartition(":")[2])
 
     @property
     def process_id(self) -> int:

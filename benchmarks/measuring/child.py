@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from measuring.subjects import ROOT
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Child:
