@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -295,3 +297,26 @@ def test_an_address_where_nothing_listens_is_an_unavailable_server(closed_addres
         pytest.raises(ServerUnavailableError, match=rf"tasks at {closed_address}: .*check the address"),
     ):
         client.tasks()
+
+
+def test_a_server_that_takes_two_seconds_to_shake_hands_is_not_given_up(server: TestServer) -> None:
+    host, port = server.address.rsplit(":", 1)
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+        threading.Thread(target=_relay_late, args=(slow, (host, int(port)), 2.0), daemon=True).start()
+        with FewShotClient(f"127.0.0.1:{slow.getsockname()[1]}", timeout_seconds=30) as client:
+            assert client.task("task-1").task_id == "task-1"
+
+
+def _relay_late(listener: socket.socket, target: tuple[str, int], delay_seconds: float) -> None:
+    """Between the first caller and the target; the target's first bytes come late."""
+    near = listener.accept()[0]
+    with near, socket.create_connection(target) as far:
+        threading.Thread(target=_copy, args=(near, far), daemon=True).start()
+        time.sleep(delay_seconds)
+        _copy(far, near)
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)

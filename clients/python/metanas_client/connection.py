@@ -28,10 +28,11 @@ from metanas_client.translation import translate
 from metanas_proto.v1.few_shot_pb2_grpc import FewShotStub
 
 # Left alone, gRPC waits up to two minutes between attempts to connect; a server that starts
-# should be noticed within a second.
+# should be noticed within a second. The least "backoff" is not one, in spite of its name: it is how long
+# an attempt may take, and a busy server has been seen to need a second to shake hands.
 _RECONNECT_MILLISECONDS = {
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 10_000,
     "grpc.max_reconnect_backoff_ms": 1000,
 }
 
