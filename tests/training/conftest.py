@@ -30,19 +30,21 @@ def small_space() -> SearchSpace:
 def make_classes() -> MakeClasses:
     """Classes that are a random pattern each; every image has noise of its own."""
 
-    def make(count: int = 8, images: int = 6, *, seed: int = 0, rotations: int = 1, noise: int = 90) -> ImageClasses:
+    def make(
+        count: int = 8, images: int = 6, *, seed: int = 0, rotations: int = 1, noise: int = 90, size: int = SIZE
+    ) -> ImageClasses:
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for _ in range(count):
-            pattern = 160 * torch.randint(0, 2, (1, 1, SIZE, SIZE), generator=generator)
+            pattern = 160 * torch.randint(0, 2, (1, 1, size, size), generator=generator)
             drawn.append(
-                (pattern + torch.randint(0, noise, (images, 1, SIZE, SIZE), generator=generator)).to(torch.uint8)
+                (pattern + torch.randint(0, noise, (images, 1, size, size), generator=generator)).to(torch.uint8)
             )
         return ImageClasses(
             name=f"made-up-{seed}",
             class_names=tuple(f"class {number}" for number in range(count)),
             images=tuple(drawn),
-            preprocessing=Preprocessing(height=SIZE, width=SIZE),
+            preprocessing=Preprocessing(height=size, width=size),
             rotations=rotations,
         )
 

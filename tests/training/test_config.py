@@ -90,6 +90,10 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("[network]\nfilters = 9", "network.filters means nothing to kind 'search'"),
         ("drop_path = 0.1\n[network]\nkind = 'conv_blocks'", "conv_blocks has no paths to drop"),
         ("[task]\nrelaxation = 'gumbel'\n[network]\nkind = 'conv_blocks'", "relaxation gumbel is for a search"),
+        (
+            "[task]\nrelaxation = 'gumbel'\nstrategy = 'none'",
+            "relaxation gumbel relaxes nothing with task.strategy none",
+        ),
         ("minutes = 5\n[plan]\njoint = 3", "the file has minutes and a .plan.; it must have one of them"),
         ("[network]\naffine = true", "a search needs batch norms without scale and shift: set network.affine to"),
         ("meta_learner = 'maml'", 'MAML takes plain inner steps: set optimizer = "sgd" in'),

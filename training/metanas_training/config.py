@@ -245,6 +245,8 @@ class TrainingConfig:
             raise InvalidConfigError("drop_path is for networks of cells; conv_blocks has no paths to drop")
         if self.task.relaxation != "softmax" and self.network.kind != "search":
             raise InvalidConfigError(f"task.relaxation {self.task.relaxation} is for a search; this network is fixed")
+        if self.task.relaxation != "softmax" and self.task.strategy == "none":
+            raise InvalidConfigError(f"task.relaxation {self.task.relaxation} relaxes nothing with task.strategy none")
         if self.precision != "float32" and not self.together:
             raise InvalidConfigError(f"precision {self.precision} is for together")
         if self.plan is not None and self.plan.search and (self.network.kind != "search" or self.warm_up == "meta"):
