@@ -1,6 +1,8 @@
 """Figures are there as PNG and as SVG, say what they should, and do not depend on when they are drawn."""
 
+import io
 import re
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -97,7 +99,21 @@ def test_the_curve_is_in_percent_has_a_shade_and_marks_the_pruning_once() -> Non
     assert drawn[0].get_ydata() == pytest.approx([50.0, 51.6667, 53.3333], abs=1e-3)
     assert _texts(figure).count("pruned") == 1
     assert len(axis.collections) == 4
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["seed 0", "seed 1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 0", "seed 1"]
+
+
+def test_no_legend_hides_what_is_drawn_and_steps_are_whole_numbers() -> None:
+    for figure in (
+        accuracy_curve({"seed 0": CURVE, "seed 1": CURVE}),
+        model_sizes({"seed 0": [800], "seed 1": [900]}),
+    ):
+        figure.savefig(io.BytesIO())
+        legend, axis = figure.legends[0].get_window_extent(), figure.axes[0]
+        assert not legend.overlaps(axis.get_window_extent())
+        assert not [text for text in axis.texts if legend.overlaps(text.get_window_extent())]
+    few = [replace(point, step=number // 2) for number, point in enumerate(CURVE)]
+    steps = accuracy_curve({"seed 0": few}).axes[0].get_xticks()
+    assert all(step == round(step) for step in steps)
 
 
 def test_heat_maps_have_a_row_for_each_operation_and_a_column_for_each_step() -> None:

@@ -142,9 +142,11 @@ def accuracy_curve(curves: Mapping[str, Sequence[CurvePoint]]) -> Any:
         )  # fmt: skip
     axis.set(xlabel="gradient steps of adaptation", ylabel="inductive accuracy (%)")
     axis.margins(x=0.02)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))  # an interval may reach beyond what can be
     if len(curves) > 1:
-        axis.legend(loc="lower right", handlelength=1.4)
+        # Above: inside, it would hide curves or their intervals.
+        figure.legend(loc="outside upper right", ncols=min(len(curves), 4), handlelength=1.4, columnspacing=1.2)
     return figure
 
 
