@@ -141,6 +141,7 @@ def test_a_genotype_file_becomes_the_fixed_architecture(tmp_path: Path) -> None:
 
 def test_unknown_values_of_set_are_refused(tmp_path: Path) -> None:
     settings: list[tuple[str, Any]] = [("novalue", "--set needs SETTING=VALUE"), ("a.b=1", "has no setting a")]
+    settings.append(("plan=3", r"\[plan\] must be a table, got 3; set its steps, such as plan.joint=3"))
     for text, message in settings:
         with pytest.raises(InvalidConfigError, match=message):
             _read("--set", text)

@@ -132,6 +132,8 @@ def _complete_plan(values: dict[str, Any], given: Mapping[str, Any], *, planned:
     Args:
         planned: whether the file has a plan.
     """
+    if not isinstance(values.get("plan", {}), dict | None):
+        raise InvalidConfigError(f"[plan] must be a table, got {values['plan']!r}; set its steps, such as plan.joint=3")
     steps = {name: value for name, value in given.items() if name.startswith("plan.")}
     if steps and "minutes" in given:
         raise InvalidConfigError("give --minutes or --meta-epochs, not both")
