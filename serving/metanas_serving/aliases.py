@@ -2,11 +2,12 @@
 
     Aliases.open      a store's folder, or none  ->  aliases
     Aliases.resolve   an alias or a task's id    ->  the task's id
-    Aliases.set, remove, list
+    Aliases.set, remove, list, each of one tenant: what others call their tasks makes no difference
     Aliases.without   with aliases.without(task_id): no alias points at the task, nor will one
 
 All are in one small file of the folder that is written as a whole, so an alias that moves points at
-the old task or the new one, whenever the server is killed. One lock guards it.
+the old task or the new one, whenever the server is killed. One lock guards it. There an alias has its
+tenant before it, ``plant-a/line-3``; those of the tenant with the empty name stand alone.
 """
 
 import json
@@ -28,6 +29,7 @@ from metanas_serving.errors import (
 from metanas_serving.store import TaskStore
 
 MAX_ALIASES = 10_000
+"""Of one tenant."""
 
 _FILE_NAME = ".aliases.json"
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -66,16 +68,19 @@ class Aliases:
             ) from error
         return cls(folder, store, aliases=found)
 
-    def resolve(self, name: str) -> str:
-        """The id of the task that has this alias; what is no alias comes back as it is."""
-        return self._aliases.get(name, name)
+    def resolve(self, name: str, *, tenant: str = "") -> str:
+        """The id of the task that has this alias; what is no alias of the tenant comes back as it is."""
+        if not _ALIAS.fullmatch(name):  # perhaps how the alias of another tenant is written here
+            return name
+        return self._aliases.get(_written(name, tenant), name)
 
-    def list(self) -> list[tuple[str, str]]:
-        """All aliases with their task ids, by name."""
+    def list(self, *, tenant: str = "") -> list[tuple[str, str]]:
+        """All aliases of a tenant with their task ids, by name."""
         with self._lock:
-            return sorted(self._aliases.items())
+            entries = [(*_read(written), task_id) for written, task_id in self._aliases.items()]
+        return sorted((alias, task_id) for owner, alias, task_id in entries if owner == tenant)
 
-    def set(self, alias: str, task_id: str) -> str:
+    def set(self, alias: str, task_id: str, *, tenant: str = "") -> str:
         """Give a task an alias, or move the alias to it.
 
         Args:
@@ -95,13 +100,15 @@ class Aliases:
                 "first a letter or digit, and not what a task id looks like (32 digits of 0-9, a-f)"
             )
         with self._lock:
-            if alias not in self._aliases and len(self._aliases) >= MAX_ALIASES:
+            written = _written(alias, tenant)
+            count = sum(_read(other)[0] == tenant for other in self._aliases)
+            if written not in self._aliases and count >= MAX_ALIASES:
                 raise InvalidRequestError(f"there are {MAX_ALIASES} aliases, as many as a server keeps; delete some")
-            target = self._store.get(self.resolve(task_id)).task_id
-            self._write({**self._aliases, alias: target})
+            target = self._store.owned(self.resolve(task_id, tenant=tenant), tenant=tenant).task_id
+            self._write({**self._aliases, written: target})
             return target
 
-    def remove(self, alias: str) -> None:
+    def remove(self, alias: str, *, tenant: str = "") -> None:
         """Take an alias away.
 
         Raises:
@@ -109,11 +116,10 @@ class Aliases:
             StoreWriteError: the change cannot be kept; all is as before.
         """
         with self._lock:
-            if alias not in self._aliases:
-                raise AliasNotFoundError(
-                    f"no alias {alias[:64]!r} among the {len(self._aliases)} of this server; ListAliases names them"
-                )
-            self._write({name: target for name, target in self._aliases.items() if name != alias})
+            written = _written(alias, tenant) if _ALIAS.fullmatch(alias) else None
+            if written not in self._aliases:
+                raise AliasNotFoundError(f"no alias {alias[:64]!r} on this server; ListAliases names yours")
+            self._write({name: target for name, target in self._aliases.items() if name != written})
 
     @contextmanager
     def without(self, task_id: str) -> Iterator[None]:
@@ -123,7 +129,7 @@ class Aliases:
             TaskInUseError: one does.
         """
         with self._lock:
-            alias = next((name for name, target in self._aliases.items() if target == task_id), None)
+            alias = next((_read(name)[1] for name, target in self._aliases.items() if target == task_id), None)
             if alias is not None:
                 raise TaskInUseError(
                     f"task {task_id} has the alias {alias!r}; move the alias to another task or delete it first"
@@ -139,3 +145,13 @@ class Aliases:
                     f"the alias cannot be kept: {error}; make room in the store or allow writing, then try again"
                 ) from error
         self._aliases = aliases
+
+
+def _written(alias: str, tenant: str) -> str:
+    return f"{tenant}/{alias}" if tenant else alias
+
+
+def _read(written: str) -> tuple[str, str]:
+    """The tenant and the alias; neither has a slash."""
+    tenant, _, alias = written.rpartition("/")
+    return tenant, alias

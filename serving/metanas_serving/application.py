@@ -47,6 +47,9 @@ from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
 from metanas_serving.unreadable import UnreadableRequests
+from metanas_serving.tenants import Authentication
+from metanas_serving.tokens import Tokens
+from metanas_serving.transport import server_credentials
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +85,13 @@ class Application:
             adaptations: of the same configuration, perhaps started before; None: makes them.
 
         Raises:
-            StartupError: no meta-model, CUDA asked for but missing, or a store that cannot be used.
+            StartupError: no meta-model, CUDA asked for but missing, or a store, certificate or token file that
+                cannot be used.
             ArtifactError: the meta-model's file cannot be used.
         """
         self._config = config
+        self._credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+        self._tokens = None if config.tokens_path is None else Tokens.read(config.tokens_path)
         self.adaptations = adaptations or prepare_adaptations(config)
         name = self.adaptations.start_values.meta_name
         meta = meta_from_bytes(self.adaptations.start_values.meta, name=name)
@@ -191,6 +197,7 @@ class Application:
                 AroundCalls(_SERVICES, named),
                 AroundCalls(_SERVICES, counting(self._metrics)),
                 UnreadableRequests(_SERVICES),
+                Authentication(self._tokens, services=_SERVICES),
             ],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_mb * 1024 * 1024),
@@ -208,11 +215,15 @@ class Application:
             pool=pool_with((pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)),
         )
         host = f"[{config.host}]" if ":" in config.host else config.host
+        at = f"{host}:{config.port}"
         try:
-            port = server.add_insecure_port(f"{host}:{config.port}")
+            if self._credentials is None:
+                port = server.add_insecure_port(at)
+            else:
+                port = server.add_secure_port(at, self._credentials)
         except RuntimeError as error:
             raise StartupError(
-                f"cannot listen on {host}:{config.port}: {_why_not(config.host, config.port)}; "
+                f"cannot listen on {at}: {_why_not(config.host, config.port)}; "
                 "choose another --port (0 picks a free one) or --host"
             ) from error
         return server, f"{host}:{port}"

@@ -99,8 +99,13 @@ def read_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     # argparse appends the default to a help text only if there is one.
     add("--meta", dest="meta_path", type=Path, metavar="FILE", help="the meta-model; without it, the bundled one")
     add("--store", dest="store_path", type=Path, metavar="DIR", help="folder that keeps tasks; without it, memory")
-    add("--host", default=defaults.host, help="address to listen on; 0.0.0.0 for all, but there are no passwords")
+    add("--host", default=defaults.host, help="address to listen on; beyond this machine with TLS and tokens")
     add("--port", type=int, default=defaults.port, help="port to listen on; 0 picks a free one")
+    add("--tls-cert", type=Path, metavar="FILE", help="the server's certificate and those up to its authority, PEM")
+    add("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
+    add("--tls-client-ca", type=Path, metavar="FILE", help="authorities of the certificates that callers have to show")
+    add("--tokens", dest="tokens_path", type=Path, metavar="FILE", help="callers have to show a token of this file")
+    add("--insecure", action="store_true", help="listen beyond this machine even without TLS or tokens")
     add("--device", choices=("auto", "cpu", "cuda"), default=defaults.device, help="where Classify computes")
     for name, text in (
         ("adapt_workers", "adaptations at a time, each in a process of its own"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from metanas.errors import InvalidConfigError
+from metanas_serving.exposure import check_exposure
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
@@ -25,9 +26,21 @@ class ServerConfig:
     meta_path: Path | None = None
     """The meta-model; None: the bundled one."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default answers this machine only: the server knows no passwords."""
+    """Address to listen on. The default answers this machine only; beyond it, TLS and tokens are needed."""
     port: int = 50051
     """0 picks a free one."""
+    tls_cert: Path | None = None
+    """PEM, the server's certificate and those up to its authority; None: plain text."""
+    tls_key: Path | None = None
+    """PEM, the key of that certificate, without a password."""
+    tls_client_ca: Path | None = None
+    """PEM, authorities: callers have to show a certificate of one of them. None: they need none."""
+    tokens_path: Path | None = None
+    """File of ``metanas-tokens``: callers have to show one of its tokens. None: they need none."""
+    max_tenant_jobs: int | None = None
+    """Adaptations of one tenant at a time, waiting or running; None: as many as there are places."""
+    insecure: bool = False
+    """Listen beyond this machine even without TLS or tokens."""
     store_path: Path | None = None
     """Folder of learnt tasks; None: they are lost when the server stops."""
     device: Device = "auto"
@@ -89,6 +102,8 @@ class ServerConfig:
             raise InvalidConfigError(f"max_queue must be at least 0, got {self.max_queue}")
         if self.max_support_images < 2:
             raise InvalidConfigError(f"max_support_images must be at least 2, got {self.max_support_images}")
+        if self.max_tenant_jobs is not None and self.max_tenant_jobs < 1:
+            raise InvalidConfigError(f"max_tenant_jobs must be at least 1, got {self.max_tenant_jobs}")
         if not 1 <= self.max_message_mb <= 2047:
             # gRPC counts the bytes of a message in 31 bits.
             raise InvalidConfigError(f"max_message_mb must be 1..2047, got {self.max_message_mb}")
@@ -100,6 +115,18 @@ class ServerConfig:
             raise InvalidConfigError(f"finished_job_seconds must be at least 0, got {self.finished_job_seconds}")
         if not 0 <= self.drain_seconds <= 86_400:
             raise InvalidConfigError(f"drain_seconds must be 0..86400, got {self.drain_seconds}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidConfigError("tls_cert and tls_key go together; pass both (--tls-cert, --tls-key) or none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InvalidConfigError(
+                "tls_client_ca asks callers for certificates, which needs TLS; pass --tls-cert and --tls-key too"
+            )
+        check_exposure(
+            self.host,
+            has_tls=self.tls_cert is not None,
+            has_tokens=self.tokens_path is not None,
+            insecure=self.insecure,
+        )
         needed = self.adapt_workers + self.max_queue + _SPARE_THREADS
         if self.request_threads < needed:
             raise InvalidConfigError(

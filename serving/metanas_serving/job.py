@@ -44,7 +44,7 @@ class JobView:
     queued_at: float
     state: State = State.QUEUED
     position: int = 0
-    """How many jobs are before it in the queue."""
+    """How many jobs of its tenant are before it in the queue."""
     began_at: float | None = None
     pruned_at: float | None = None
     ended_at: float | None = None

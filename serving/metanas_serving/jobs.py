@@ -1,6 +1,6 @@
 """Adaptations off the request threads: a bounded queue in front of a few worker processes.
 
-    Adaptations.admission   with adaptations.admission() as place: a place, or QueueFullError
+    Adaptations.admission   with adaptations.admission(tenant) as place: a place, or QueueFullError
     Adaptations.submit      a job into the queue, in that place
     Adaptations.cancel      takes a job out of the queue, or stops its work within one gradient step
     Adaptations.wait_idle   until no job waits or runs
@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from metanas.errors import AdaptationCancelledError, MetaNASError
 from metanas_serving.config import ServerConfig
-from metanas_serving.errors import NotServingError, QueueFullError, StartupError
+from metanas_serving.errors import NotServingError, QueueFullError, StartupError, TenantBusyError
 from metanas_serving.gate import CUT_OFF, DRAINING
 from metanas_serving.job import Job, State
 from metanas_serving.meta_file import read_meta
@@ -47,18 +47,28 @@ class Place:
 
     is_given = False
 
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
 
 class Adaptations:
     """The queue and the workers."""
 
-    def __init__(self, start: Start, *, workers: int, max_queue: int) -> None:
+    def __init__(self, start: Start, *, workers: int, max_queue: int, max_of_tenant: int | None = None) -> None:
+        """Make the queue and the workers; nothing runs yet.
+
+        Args:
+            max_of_tenant: adaptations of one tenant, running, waiting and arriving; None: as many as there
+                are places.
+        """
         self.start_values = start
+        self._max_of_tenant = max_of_tenant
         self._max_queue = max_queue
         self._workers = [Worker(start) for _ in range(workers)]
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._running: set[Job] = set()
-        self._arriving = 0
+        self._arriving: Counter[str] = Counter()
         self._closing = False
         self._warm_up: Future[Done] = Future()
         self._threads = [
@@ -117,30 +127,33 @@ class Adaptations:
             raise StartupError(f"the adaptation process does not start: {error}") from error
 
     @contextmanager
-    def admission(self) -> Iterator[Place]:
+    def admission(self, tenant: str) -> Iterator[Place]:
         """Hold one of the places for an adaptation, until a job has it.
 
         Raises:
             QueueFullError: all are taken.
+            TenantBusyError: the tenant has as many as it may have.
         """
-        place = Place()
+        place = Place(tenant)
         with self._changed:
-            self._check_room()
-            self._arriving += 1
+            self._check_room(tenant)
+            self._arriving[tenant] += 1
         try:
             yield place
         finally:
             with self._changed:
-                self._arriving -= not place.is_given
+                if not place.is_given:
+                    self._arrived(place)
 
-    def check_room(self) -> None:
+    def check_room(self, tenant: str) -> None:
         """Return if there is a place now.
 
         Raises:
             QueueFullError: all are taken.
+            TenantBusyError: the tenant has as many as it may have.
         """
         with self._changed:
-            self._check_room()
+            self._check_room(tenant)
 
     def submit(self, job: Job, place: Place) -> None:
         """Put a job at the end of the queue; ``place`` is its own from now on.
@@ -151,7 +164,7 @@ class Adaptations:
         with self._changed:
             if self._closing:
                 raise NotServingError(DRAINING)
-            self._arriving -= 1
+            self._arrived(place)
             place.is_given = True
             self._queue.append(job)
             self._line_up()
@@ -198,18 +211,30 @@ class Adaptations:
     def _present(self) -> int:
         return len(self._queue) + len(self._running)
 
-    def _check_room(self) -> None:
-        taken = self._arriving + self._present
-        if taken >= len(self._workers) + self._max_queue:
-            running = len(self._running)
+    def _arrived(self, place: Place) -> None:
+        self._arriving[place.tenant] -= 1
+        self._arriving += Counter()  # drops those with none
+
+    def _check_room(self, tenant: str) -> None:
+        # Of others' adaptations a tenant learns no more than that there is no place.
+        if self._arriving.total() + self._present >= len(self._workers) + self._max_queue:
             raise QueueFullError(
-                f"{running} adaptations run and {taken - running} wait; the server lets "
-                f"{self._max_queue} wait (--max-queue); send the request again later"
+                f"all places for adaptations are taken: the server lets {len(self._workers)} run (--adapt-workers) "
+                f"and {self._max_queue} wait (--max-queue); send the request again later"
+            )
+        jobs = (*self._queue, *self._running)
+        own = self._arriving[tenant] + sum(job.order.tenant == tenant for job in jobs)
+        if self._max_of_tenant is not None and own >= self._max_of_tenant:
+            raise TenantBusyError(
+                f"{own} of your adaptations wait or run, as many as this server allows a tenant at a time "
+                "(--max-tenant-jobs); wait until one is over, or cancel one"
             )
 
     def _line_up(self) -> None:
-        for position, job in enumerate(self._queue):
-            job.wait_in_line(position)
+        before: Counter[str] = Counter()  # a tenant is told of its own jobs only
+        for job in self._queue:
+            job.wait_in_line(before[job.order.tenant])
+            before[job.order.tenant] += 1
 
     def _serve(self, worker: Worker) -> None:
         try:
@@ -225,7 +250,7 @@ class Adaptations:
                     self._changed.notify_all()
                 job.finish(answer)
                 if job.view.state is State.FAILED:  # perhaps no one waits for it
-                    _log.error("adapt: job %s failed: %s", job.job_id, answer)
+                    _log.error("adapt: job %s failed: %s", job.job_id, answer, extra={"tenant": job.order.tenant})
                 self._revive(worker)
         finally:
             worker.close()
@@ -277,4 +302,6 @@ def prepare_adaptations(config: ServerConfig) -> Adaptations:
     """
     name, meta = read_meta(config)
     start = Start(meta=meta, meta_name=name, torch_threads=config.torch_threads)
-    return Adaptations(start, workers=config.adapt_workers, max_queue=config.max_queue)
+    return Adaptations(
+        start, workers=config.adapt_workers, max_queue=config.max_queue, max_of_tenant=config.max_tenant_jobs
+    )

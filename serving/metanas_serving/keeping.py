@@ -48,6 +48,7 @@ class Keeper:
             facts.report.support_accuracy,
             facts.report.parameter_count,
             facts.report.one_shot_parameter_count,
+            extra={"tenant": job.order.tenant},
         )
         return facts
 

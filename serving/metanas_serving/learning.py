@@ -86,15 +86,16 @@ class Learner:
         self._lock = threading.Lock()
         self._joined = 0
 
-    def start(self, request: pb.AdaptRequest, *, check: Check) -> Job:
+    def start(self, request: pb.AdaptRequest, *, tenant: str, check: Check) -> Job:
         """Start a job that runs whoever waits for it, or find the one of the same key.
 
         Raises:
             MetaNASError: the request cannot be served.
         """
-        return self._enter(request, read=functools.partial(self._read, request, check=check), enlist=_run_by_itself)
+        read = functools.partial(self._read, request, check=check)
+        return self._enter(request, tenant=tenant, read=read, enlist=_run_by_itself)
 
-    def upload(self, pieces: Iterator[pb.AdaptRequest], *, check: Check) -> Job:
+    def upload(self, pieces: Iterator[pb.AdaptRequest], *, tenant: str, check: Check) -> Job:
         """The same for a request in pieces.
 
         Raises:
@@ -104,24 +105,24 @@ class Learner:
         first = next(pieces, None) or pb.AdaptRequest()
         head = pb.AdaptRequest(seed=first.seed, options=first.options, idempotency_key=first.idempotency_key)
         apply_options(head.options, self._meta, self._limits.options)
-        if not self._is_known(self._keys.task_id(head.idempotency_key)):
-            self._adaptations.check_room()  # rather than after it has sent everything
+        if not self._is_known(self._keys.task_id(head.idempotency_key, tenant=tenant)):
+            self._adaptations.check_room(tenant)  # rather than after it has sent everything
         support = upload_support(
             self._bounded(first, pieces),
             self._meta.preprocessing,
             max_images=self._limits.max_images,
             check=check,
         )
-        return self._enter(head, read=lambda: support, enlist=_run_by_itself)
+        return self._enter(head, tenant=tenant, read=lambda: support, enlist=_run_by_itself)
 
-    def update(self, request: pb.UpdateTaskRequest, task_id: str, *, check: Check) -> Job:
-        """Start a job for a new version of a task: its support set and more.
+    def update(self, request: pb.UpdateTaskRequest, parent: TaskFacts, *, check: Check) -> Job:
+        """Start a job for a new version of a task: its support set and more; it is to be of the same tenant.
 
         Raises:
             CannotUpdateError: the task is of images that this meta-model does not take.
             MetaNASError: the request cannot be served.
         """
-        parent = self._store.get(task_id)
+        task_id = parent.task_id
         if parent.preprocessing != self._meta.preprocessing:
             raise CannotUpdateError(
                 f"task {task_id} was learnt from images prepared as {parent.preprocessing}, this server's meta-model "
@@ -134,9 +135,9 @@ class Learner:
 
         lineage = Lineage(parent.server.version + 1, parent_task_id=task_id, first_task_id=parent.first_task_id)
         head = pb.AdaptRequest(seed=request.seed, options=request.options, idempotency_key=request.idempotency_key)
-        return self._enter(head, read=read, enlist=_run_by_itself, lineage=lineage)
+        return self._enter(head, tenant=parent.server.tenant, read=read, enlist=_run_by_itself, lineage=lineage)
 
-    def learn(self, request: pb.AdaptRequest, context: grpc.ServicerContext, *, check: Check) -> TaskFacts:
+    def learn(self, request: pb.AdaptRequest, context: grpc.ServicerContext, *, tenant: str, check: Check) -> TaskFacts:
         """Learn a task while its caller waits; a job that loses its last caller is cancelled.
 
         Raises:
@@ -152,7 +153,8 @@ class Learner:
                     stack.enter_context(self._joining())
                 job.waiting.add(caller)
 
-            job = self._enter(request, read=functools.partial(self._read, request, check=check), enlist=wait)
+            read = functools.partial(self._read, request, check=check)
+            job = self._enter(request, tenant=tenant, read=read, enlist=wait)
             if not context.add_callback(lambda: self._leave(job, caller)):
                 self._leave(job, caller)  # it has gone already
             view = job.wait_for(lambda view: view.is_over, _patience_seconds(context))
@@ -177,6 +179,7 @@ class Learner:
         self,
         request: pb.AdaptRequest,
         *,
+        tenant: str,
         read: Callable[[], Support],
         enlist: Callable[[Job], None],
         lineage: Lineage | None = None,
@@ -186,12 +189,12 @@ class Learner:
         Args:
             enlist: what makes the caller one of the job's, before anyone can cancel it.
         """
-        task_id = self._keys.task_id(request.idempotency_key)
+        task_id = self._keys.task_id(request.idempotency_key, tenant=tenant)
         schedule = apply_options(request.options, self._meta, self._limits.options)
         with ExitStack() as stack:
             place: Place | None = None
             if not self._is_known(task_id):
-                place = stack.enter_context(self._adaptations.admission())
+                place = stack.enter_context(self._adaptations.admission(tenant))
             support = read()
             order = Order(
                 task_id=task_id,
@@ -203,6 +206,7 @@ class Learner:
                 request_sha256=request_digest(support, seed=request.seed, options=request.options),
                 warnings=support.warnings,
                 lineage=lineage,
+                tenant=tenant,
             )
             with self._lock:
                 found = self._find(order)
@@ -210,7 +214,7 @@ class Learner:
                 enlist(job)
                 if found is None:
                     # Known no more: it failed or was deleted while its images were decoded.
-                    place = place or stack.enter_context(self._adaptations.admission())
+                    place = place or stack.enter_context(self._adaptations.admission(tenant))
                     self._adaptations.submit(job, place)
                     self._ledger.add(job)
                 return job
@@ -256,8 +260,8 @@ class Learner:
         """Count a call that waits for another's job; entered under the lock."""
         if self._joined >= MAX_JOINED:
             raise QueueFullError(
-                f"{self._joined} calls of Adapt already wait for jobs that other calls started, as many as this "
-                "server takes; wait with StartAdapt and WatchAdapt, or try again later"
+                f"{MAX_JOINED} calls of Adapt at a time may wait for jobs that other calls started, and as many do; "
+                "wait with StartAdapt and WatchAdapt, or try again later"
             )
         self._joined += 1
         try:

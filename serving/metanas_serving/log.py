@@ -2,9 +2,9 @@
 
     set_up           once, at the start
     TextFormatter    one line a record, the call's id in brackets at its end
-    JsonFormatter    one JSON object a line: time (UTC), level, logger, message, request_id, exception
+    JsonFormatter    one JSON object a line: time (UTC), level, logger, message, request_id, tenant, exception
 
-A line that a call writes carries the id of that call (``request_id``).
+A line that a call writes carries the id of that call (``request_id``) and its tenant, if that has a name.
 """
 
 import json
@@ -12,7 +12,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from metanas_serving import request_id
+from metanas_serving import request_id, tenants
 from metanas_serving.config import LogFormat
 
 
@@ -25,8 +25,8 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line, without a traceback."""
         line = super().formatMessage(record)
-        current = request_id.current()
-        return line if current is None else f"{line} [{current}]"
+        told = " ".join(filter(None, (request_id.current(), _tenant(record))))
+        return f"{line} [{told}]" if told else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -40,9 +40,15 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": request_id.current(),
+            "tenant": _tenant(record) or None,
             "exception": self.formatException(record.exc_info) if record.exc_info else None,
         }
         return json.dumps({key: value for key, value in values.items() if value is not None}, ensure_ascii=False)
+
+
+def _tenant(record: logging.LogRecord) -> str:
+    """That of the call, or the one that the record names as ``extra``."""
+    return str(getattr(record, "tenant", "") or tenants.shown())
 
 
 def set_up(format_: LogFormat) -> None:

@@ -7,7 +7,7 @@
     RepositoryIndex                        store, aliases
 
 A second way to what Classify does, with the same gate, decoder, classifier, limits and statuses, so both
-answer with the same bits.
+answer with the same bits. A tenant's tasks are all the models that there are for it.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from metanas_serving.errors import InvalidRequestError, NotServingError, TaskNot
 from metanas_serving.facts import TaskFacts
 from metanas_serving.gate import Gate
 from metanas_serving.store import TaskStore
+from metanas_serving.tenants import current
 
 SERVICE_NAME = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 SERVER_NAME = "metanas-edge"
@@ -125,9 +126,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                     f"no repository {request.repository_name[:64]!r}: this server has one, without a name; "
                     "leave repository_name empty"
                 )
-            tasks = dict.fromkeys(facts.task_id for facts in self._store.list())
+            tasks = dict.fromkeys(facts.task_id for facts in self._store.owned_by(current()))
             # Not those of a task that cannot be read.
-            aliases = [alias for alias, task_id in self._aliases.list() if task_id in tasks]
+            aliases = [alias for alias, task_id in self._aliases.list(tenant=current()) if task_id in tasks]
             index = oip.RepositoryIndexResponse.ModelIndex
             return oip.RepositoryIndexResponse(
                 models=[
@@ -140,7 +141,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             raise InvalidRequestError(
                 "the model's name is empty; send a task_id or an alias, RepositoryIndex lists them"
             )
-        facts = self._store.get(self._aliases.resolve(name))
+        facts = self._store.owned(self._aliases.resolve(name, tenant=current()), tenant=current())
         if version not in ("", open_inference_model.VERSION):
             raise TaskNotFoundError(
                 f"task {name} has no version {version[:64]!r}; ask for {open_inference_model.VERSION!r} or for none"

@@ -6,7 +6,8 @@
     GetTask, ListTasks, ListVersions, DeleteTask, ExportTask   store
     SetAlias, ListAliases, DeleteAlias                         aliases
 
-Every call goes in and out by ``call``; those that last have threads of their own.
+Every call goes in and out by ``call``; those that last have threads of their own. What a call finds, makes
+or names is its tenant's; to who asks for another's, there is none.
 """
 
 import logging
@@ -27,11 +28,13 @@ from metanas_serving.call import Check, answering, wanted
 from metanas_serving.classifying import Classifier
 from metanas_serving.engine import Engine
 from metanas_serving.errors import InvalidRequestError
+from metanas_serving.facts import TaskFacts
 from metanas_serving.gate import Gate
-from metanas_serving.job import JobView
+from metanas_serving.job import Job, JobView
 from metanas_serving.learning import Learner
 from metanas_serving.ledger import Ledger
 from metanas_serving.store import TaskStore
+from metanas_serving.tenants import current
 
 _log = logging.getLogger(__name__)
 
@@ -69,13 +72,14 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     def Adapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptResponse:  # noqa: N802
         """Learn a task and keep it."""
         with answering(self._gate, context):
-            facts = self._learner.learn(request, context, check=wanted(self._gate, context))
+            facts = self._learner.learn(request, context, tenant=current(), check=wanted(self._gate, context))
             return pb.AdaptResponse(task=codec.task_message(facts))
 
     def StartAdapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
         """Start a job."""
         with answering(self._gate, context):
-            return codec.job_message(self._learner.start(request, check=wanted(self._gate, context)).view)
+            job = self._learner.start(request, tenant=current(), check=wanted(self._gate, context))
+            return codec.job_message(job.view)
 
     def UploadAdapt(  # noqa: N802
         self, request_iterator: Iterator[pb.AdaptRequest], context: grpc.ServicerContext
@@ -83,12 +87,13 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         """Start a job with a support set in pieces."""
         with answering(self._gate, context), self._streams.open():
             pieces = streams.received(request_iterator)
-            return codec.job_message(self._learner.upload(pieces, check=wanted(self._gate, context)).view)
+            job = self._learner.upload(pieces, tenant=current(), check=wanted(self._gate, context))
+            return codec.job_message(job.view)
 
     def UpdateTask(self, request: pb.UpdateTaskRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
         """Start a job for a new version of a task."""
         with answering(self._gate, context):
-            job = self._learner.update(request, self._task_id(request.task_id), check=wanted(self._gate, context))
+            job = self._learner.update(request, self._task(request.task_id), check=wanted(self._gate, context))
             return codec.job_message(job.view)
 
     def WatchAdapt(  # noqa: N802
@@ -96,7 +101,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     ) -> Iterator[pb.AdaptJob]:
         """Tell how a job is until it is over."""
         with answering(self._gate, context), self._streams.open():
-            job = self._ledger.get(request.job_id)
+            job = self._job(request.job_id)
             check = wanted(self._gate, context)
             seen: JobView | None = None
             while not (seen and seen.is_over):
@@ -110,17 +115,18 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     def CancelAdapt(self, request: pb.CancelAdaptRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
         """End a job."""
         with answering(self._gate, context):
-            return codec.job_message(self._learner.cancel(self._ledger.get(request.job_id)))
+            return codec.job_message(self._learner.cancel(self._job(request.job_id)))
 
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.AdaptJob:  # noqa: N802
         """Tell how a job is."""
         with answering(self._gate, context):
-            return codec.job_message(self._ledger.get(request.job_id).view)
+            return codec.job_message(self._job(request.job_id).view)
 
     def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:  # noqa: N802
         """Tell how all jobs are."""
         with answering(self._gate, context):
-            return pb.ListJobsResponse(jobs=[codec.job_message(job.view) for job in self._ledger.list()])
+            jobs = self._ledger.owned_by(current())
+            return pb.ListJobsResponse(jobs=[codec.job_message(job.view) for job in jobs])
 
     def Classify(  # noqa: N802
         self, request: pb.ClassifyRequest, context: grpc.ServicerContext
@@ -155,28 +161,28 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     def GetTask(self, request: pb.GetTaskRequest, context: grpc.ServicerContext) -> pb.Task:  # noqa: N802
         """Describe a task."""
         with answering(self._gate, context):
-            return codec.task_message(self._store.get(self._task_id(request.task_id)))
+            return codec.task_message(self._task(request.task_id))
 
     def ListTasks(  # noqa: N802
         self, request: pb.ListTasksRequest, context: grpc.ServicerContext
     ) -> pb.ListTasksResponse:
         """Describe all tasks, oldest first."""
         with answering(self._gate, context):
-            return pb.ListTasksResponse(tasks=[codec.task_message(facts) for facts in self._store.list()])
+            return pb.ListTasksResponse(tasks=map(codec.task_message, self._store.owned_by(current())))
 
     def ListVersions(  # noqa: N802
         self, request: pb.ListVersionsRequest, context: grpc.ServicerContext
     ) -> pb.ListTasksResponse:
         """Describe the versions of a task, oldest first."""
         with answering(self._gate, context):
-            first = self._store.get(self._task_id(request.task_id)).first_task_id
-            versions = [facts for facts in self._store.list() if facts.first_task_id == first]
+            first = self._task(request.task_id).first_task_id
+            versions = [facts for facts in self._store.owned_by(current()) if facts.first_task_id == first]
             return pb.ListTasksResponse(tasks=map(codec.task_message, versions))
 
     def SetAlias(self, request: pb.SetAliasRequest, context: grpc.ServicerContext) -> pb.Alias:  # noqa: N802
         """Give a task an alias, or move it."""
         with answering(self._gate, context):
-            task_id = self._aliases.set(request.alias, codec.check_task_id(request.task_id))
+            task_id = self._aliases.set(request.alias, codec.check_task_id(request.task_id), tenant=current())
             _log.info("alias: %s is task %s", request.alias, task_id)
             return pb.Alias(alias=request.alias, task_id=task_id)
 
@@ -185,7 +191,9 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     ) -> pb.ListAliasesResponse:
         """Name all aliases."""
         with answering(self._gate, context):
-            aliases = [pb.Alias(alias=alias, task_id=task_id) for alias, task_id in self._aliases.list()]
+            aliases = [
+                pb.Alias(alias=alias, task_id=task_id) for alias, task_id in self._aliases.list(tenant=current())
+            ]
             return pb.ListAliasesResponse(aliases=aliases)
 
     def DeleteAlias(  # noqa: N802
@@ -193,7 +201,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     ) -> pb.DeleteAliasResponse:
         """Take an alias away."""
         with answering(self._gate, context):
-            self._aliases.remove(request.alias)
+            self._aliases.remove(request.alias, tenant=current())
             return pb.DeleteAliasResponse()
 
     def DeleteTask(  # noqa: N802
@@ -201,7 +209,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     ) -> pb.DeleteTaskResponse:
         """Forget a task."""
         with answering(self._gate, context):
-            task_id = codec.check_task_id(request.task_id)
+            task_id = self._store.owned(codec.check_task_id(request.task_id), tenant=current()).task_id
             with self._aliases.without(task_id):
                 self._store.delete(task_id)
             self._engine.drop(task_id)
@@ -213,19 +221,22 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     ) -> Iterator[pb.ExportTaskChunk]:
         """Stream a task's file."""
         with answering(self._gate, context):
-            data = self._file(self._task_id(request.task_id), request.format)
+            data = self._file(request.task_id, request.format)
             for first in range(0, len(data), MAX_CHUNK_BYTES):
                 yield pb.ExportTaskChunk(data=data[first : first + MAX_CHUNK_BYTES])
 
-    def _task_id(self, name: str) -> str:
-        """The id of the task that a request names by its id or an alias."""
-        return self._aliases.resolve(codec.check_task_id(name))
+    def _task(self, name: str) -> TaskFacts:
+        """The task that a request names by its id or an alias."""
+        return self._store.owned(self._aliases.resolve(codec.check_task_id(name), tenant=current()), tenant=current())
+
+    def _job(self, job_id: str) -> Job:
+        return self._ledger.owned(job_id, tenant=current())
 
     def _classify(
         self, request: pb.ClassifyRequest, task_id: str, *, check: Check, queued_seconds: float
     ) -> pb.ClassifyResponse:
         begin = time.perf_counter()
-        facts = self._store.get(self._task_id(task_id))
+        facts = self._task(task_id)
         images = codec.read_images(
             request.images, facts.preprocessing, max_images=self._max_classify_images, check=check
         )
@@ -242,9 +253,10 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
             task_id=facts.task_id,
         )
 
-    def _file(self, task_id: str, format_: int) -> bytes:
+    def _file(self, name: str, format_: int) -> bytes:
         if format_ not in (pb.ExportTaskRequest.FORMAT_TASK_MODEL, pb.ExportTaskRequest.FORMAT_ONNX):
             raise InvalidRequestError(f"format is {format_}; set FORMAT_TASK_MODEL (1) or FORMAT_ONNX (2)")
+        task_id = self._task(name).task_id
         data = self._store.read(task_id)
         # Read in any case: a damaged file is not passed on.
         task = task_from_bytes(data, name=f"the file of task {task_id}")

@@ -143,13 +143,10 @@ class TaskStore:
         with self._lock:
             facts = self._facts.get(task_id)
             unread = task_id in self._unread
-            count = len(self._facts) + len(self._unread)
         if unread:
             facts = self._read_first(task_id)
         if facts is None:
-            raise TaskNotFoundError(
-                f"no task {task_id[:64]!r} among the {count} of this server; ListTasks names them, Adapt makes one"
-            )
+            raise TaskNotFoundError(f"no task {task_id[:64]!r} on this server; ListTasks names yours, Adapt makes one")
         return facts
 
     def list(self) -> list[TaskFacts]:

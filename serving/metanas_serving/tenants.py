@@ -2,13 +2,14 @@
 
     Authentication   an interceptor of the server: lets calls with a token pass, each as its tenant's
     current          the tenant of the call that is answered here
+    shown            the same for the log, which outside of calls knows none
 
 A server without tokens has one tenant, the empty name. A call without a valid token is refused before its
 message is read. What a tenant may see is up to whoever looks it up with ``current()``; a call that no one
 let in has no tenant, and looking raises.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -34,18 +35,23 @@ def current() -> str:
     return _current.get()
 
 
+def shown() -> str:
+    """What the log calls that tenant; empty where it has no name or there is no call."""
+    return _current.get("")
+
+
 class Authentication(grpc.ServerInterceptor):
     """Refuses calls without a valid token."""
 
-    def __init__(self, tokens: Tokens | None, *, open_services: tuple[str, ...]) -> None:
+    def __init__(self, tokens: Tokens | None, *, services: Collection[str]) -> None:
         """Choose what is asked of callers.
 
         Args:
             tokens: None: nothing is, and all are of the tenant with the empty name.
-            open_services: full names of services that need no token.
+            services: full names of those that belong to tenants; the others (health, reflection) need no token.
         """
         self._tokens = tokens
-        self._open_services = open_services
+        self._services = services
 
     def intercept_service(
         self,
@@ -53,16 +59,16 @@ class Authentication(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         """Find out whose call it is."""
-        if handler_call_details.method.lstrip("/").partition("/")[0] in self._open_services:
-            return continuation(handler_call_details)
+        handler = continuation(handler_call_details)
+        if handler is None or handler_call_details.method.lstrip("/").partition("/")[0] not in self._services:
+            return handler
         tenant = ""
         if self._tokens is not None:
             try:
-                tenant = self._tokens.tenant(_shown(handler_call_details))
+                tenant = self._tokens.tenant(_authorization(handler_call_details))
             except UnauthenticatedError as error:
                 return _refusing(error)
-        handler = continuation(handler_call_details)
-        return handler and around(handler, lambda context: _belonging(tenant))
+        return around(handler, lambda context: _belonging(tenant))
 
 
 @contextmanager
@@ -71,7 +77,7 @@ def _belonging(tenant: str) -> Iterator[None]:
     yield
 
 
-def _shown(details: grpc.HandlerCallDetails) -> str | None:
+def _authorization(details: grpc.HandlerCallDetails) -> str | None:
     for key, value in details.invocation_metadata or ():
         if key == KEY and isinstance(value, str):
             return value

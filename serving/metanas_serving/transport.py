@@ -1,12 +1,10 @@
 """What a server's connections are made of: plain TCP, or TLS with its certificates.
 
     server_credentials   the paths of a configuration  ->  TLS for gRPC; None: plain
-    is_loopback          whether an address is reached from this machine only
 
 Files are read once, at the start, and checked there: what gRPC says of a bad one does not name it.
 """
 
-import ipaddress
 import ssl
 from pathlib import Path
 
@@ -53,16 +51,6 @@ def server_credentials(
     return grpc.ssl_server_credentials(
         [(secret, chain)], root_certificates=authorities, require_client_auth=authorities is not None
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; false for names that are not known for sure."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _read(path: Path, option: str) -> bytes:

@@ -5,6 +5,7 @@ fixed_metas            files: learnt in a moment, their architecture fixed
 server                 one server in this process for all tests that only ask it things
 start_server           a server in this process, as a test wants it
 start_process          a server as a user starts it
+certificates           of a server, a client and a stranger, made for the tests
 """
 
 import io
@@ -13,12 +14,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 from PIL import Image
@@ -107,9 +115,9 @@ def full_size_meta(tmp_path_factory: pytest.TempPathFactory) -> MetaModel:
 class Client:
     """Stubs to a server, and requests in the words of a test."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, channel: grpc.Channel | None = None) -> None:
         self.address = address
-        self.channel = grpc.insecure_channel(
+        self.channel = channel or grpc.insecure_channel(
             address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         )
         self.stub = few_shot_pb2_grpc.FewShotStub(self.channel)
@@ -242,6 +250,72 @@ def make_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             return process
 
         yield start
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Paths of PEM files: an authority, what it signed for a server and a client, and another authority's client."""
+
+    authority: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+    stranger: Path
+    stranger_key: Path
+
+    @property
+    def flags(self) -> list[str]:
+        """Of a server that speaks TLS."""
+        return ["--tls-cert", str(self.server), "--tls-key", str(self.server_key)]
+
+
+def _certificate(
+    folder: Path, name: str, *, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Write ``name.pem`` and ``name.key``; without an issuer an authority's own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer[0].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+    )
+    certificate = builder.sign(key if issuer is None else issuer[1], hashes.SHA256())
+    encoding = serialization.Encoding.PEM
+    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(encoding))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, key
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = _certificate(folder, "authority", issuer=None)
+    _certificate(folder, "server", issuer=authority)
+    _certificate(folder, "client", issuer=authority)
+    _certificate(folder, "stranger", issuer=_certificate(folder, "other-authority", issuer=None))
+    return Certificates(
+        authority=folder / "authority.pem",
+        server=folder / "server.pem",
+        server_key=folder / "server.key",
+        client=folder / "client.pem",
+        client_key=folder / "client.key",
+        stranger=folder / "stranger.pem",
+        stranger_key=folder / "stranger.key",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ def test_a_job_that_is_cancelled_in_the_queue_frees_its_place(start, cancel, wat
     with pytest.raises(grpc.RpcError) as caught:
         start(ENDLESS)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "1 adaptations run and 3 wait" in caught.value.details()
+    assert "lets 1 run (--adapt-workers) and 3 wait (--max-queue)" in caught.value.details()
     job = cancel(waiting[1])
     assert job.state == Job.STATE_CANCELLED
     assert job.error.message == "adaptation was cancelled while it waited for its turn, 1 before it"

@@ -62,7 +62,7 @@ def test_a_full_queue_refuses_at_once_and_cancelling_a_waiting_call_makes_room(s
     until(lambda: running(slow_server) == 1 and waiting(slow_server) == 2)
     refuses(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        ["1 adaptations run and 2 wait", "--max-queue", "later"],
+        ["lets 1 run (--adapt-workers) and 2 wait", "--max-queue", "later"],
         lambda: slow_server.adapt(support),
     )
     assert slow_server.health() == "SERVING"

@@ -151,8 +151,8 @@ def test_arguments_that_make_no_sense_end_with_2_and_the_reason(capsys):
 
 
 def test_every_setting_has_an_option(tmp_path):
-    config = cli.read_arguments(["--meta", "m.pt", "--store", str(tmp_path), "--host", "0.0.0.0", "--max-queue", "3"])
-    assert config == replace(ServerConfig(), meta_path=Path("m.pt"), store_path=tmp_path, host="0.0.0.0", max_queue=3)
+    config = cli.read_arguments(["--meta", "m.pt", "--store", str(tmp_path), "--host", "::1", "--max-queue", "3"])
+    assert config == replace(ServerConfig(), meta_path=Path("m.pt"), store_path=tmp_path, host="::1", max_queue=3)
 
 
 def test_classify_and_health_answer_in_under_100_ms_while_an_adapt_runs(

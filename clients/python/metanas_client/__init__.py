@@ -12,6 +12,7 @@
     task        Task: a handle on one learnt task: classify, export, delete
     local       TaskRunner: the same answers from an exported file, on the device, without a server
     connection  the channel, deadlines, limits; knows gRPC, not few-shot learning
+    security    TLS, certificates and the token of a connection
     content     what users hold (arrays, PIL images, paths, bytes)  ->  bytes or pixels
     images      the same  ->  proto Image
     messages    proto answers  ->  frozen dataclasses
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from metanas_client.content import ImageLike
 from metanas_client.errors import (
+    AuthenticationError,
     ClosedClientError,
     DataLossError,
     DeadlineExceededError,
@@ -72,6 +74,7 @@ __all__ = [
     "AdaptOptions",
     "AdaptProgress",
     "AdaptSettings",
+    "AuthenticationError",
     "BudgetReport",
     "CellGenotype",
     "ClosedClientError",

@@ -114,7 +114,16 @@ def _at_server(command: Callable[["FewShotClient", argparse.Namespace], Outcome]
     def run(options: argparse.Namespace) -> Outcome:
         from metanas_client.client import FewShotClient
 
-        with FewShotClient(options.server, timeout_seconds=options.timeout_seconds) as client:
+        with FewShotClient(
+            options.server,
+            timeout_seconds=options.timeout_seconds,
+            tls=options.tls,
+            root_certificate=options.root_certificate,
+            client_certificate=options.client_certificate,
+            client_key=options.client_key,
+            token=None if options.token_file is None else options.token_file.read_text().strip(),
+            insecure=options.insecure,
+        ) as client:
             return command(client, options)
 
     return run
@@ -221,6 +230,17 @@ def _parser() -> argparse.ArgumentParser:
     printed.add_argument("--json", action="store_true", help="print one JSON value")
     shared = argparse.ArgumentParser(add_help=False, parents=[printed])
     shared.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="default: %(default)s")
+    for name, text in (
+        ("root-certificate", "of the authority of the server's certificate, PEM; METANAS_ROOT_CERTIFICATE"),
+        ("client-certificate", "that this client shows, PEM; METANAS_CLIENT_CERTIFICATE"),
+        ("client-key", "its key, PEM; METANAS_CLIENT_KEY"),
+        ("token-file", "holds the token that this client shows; or the token in METANAS_TOKEN"),
+    ):
+        shared.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+    shared.add_argument("--tls", action="store_true", default=None, help="speak TLS; METANAS_TLS=1")
+    shared.add_argument(
+        "--insecure", action="store_true", default=None, help="send the token in plain text; METANAS_INSECURE=1"
+    )
     shared.add_argument(
         "--timeout-seconds", type=float, default=DEFAULT_TIMEOUT_SECONDS, help="of each call; default: %(default)g"
     )

@@ -28,6 +28,7 @@ from metanas_client.errors import DeadlineExceededError, ServerUnavailableError
 from metanas_client.job import AdaptJob
 from metanas_client.job_status import JobStatus, job_status
 from metanas_client.messages import task_info
+from metanas_client.security import Pem, read_security
 from metanas_client.task import Task
 from metanas_proto.v1 import few_shot_pb2 as pb
 
@@ -45,18 +46,46 @@ class FewShotClient:
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        tls: bool | None = None,
+        root_certificate: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
+        token: str | None = None,
+        insecure: bool | None = None,
     ) -> None:
         """Prepare a client; nothing is connected before the first call.
+
+        What protects the connection is asked of the environment where an argument is None.
 
         Args:
             address: ``host:port``.
             timeout_seconds: deadline of each call that names none of its own.
             max_message_bytes: the largest message sent or taken. The server has a limit of its own.
+            tls: whether to speak TLS (METANAS_TLS=1); None: if a certificate is named.
+            root_certificate: PEM file, path or bytes, of the authority of the server's certificate
+                (METANAS_ROOT_CERTIFICATE); None: the system's authorities.
+            client_certificate, client_key: PEM files of what this client shows of itself, for a server that
+                asks for it (METANAS_CLIENT_CERTIFICATE, METANAS_CLIENT_KEY).
+            token: what ``metanas-tokens add`` printed (METANAS_TOKEN); sent with every call.
+            insecure: send the token to another machine in plain text (METANAS_INSECURE=1).
 
         Raises:
-            InvalidRequestError: a number that is not above zero.
+            InvalidRequestError: a number that is not above zero, arguments that contradict each other, or a
+                token that would go to another machine in plain text.
+            OSError: a PEM file that cannot be read.
         """
-        self._connection = Connection(address, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes)
+        security = read_security(
+            address,
+            tls=tls,
+            root_certificate=root_certificate,
+            client_certificate=client_certificate,
+            client_key=client_key,
+            token=token,
+            insecure=insecure,
+        )
+        self._connection = Connection(
+            address, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes, security=security
+        )
 
     def __enter__(self) -> Self:
         return self

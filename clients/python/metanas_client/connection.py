@@ -24,6 +24,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from metanas_client.errors import ClosedClientError, InvalidRequestError
+from metanas_client.security import Security, open_channel
 from metanas_client.translation import translate
 from metanas_proto.v1.few_shot_pb2_grpc import FewShotStub
 
@@ -61,8 +62,11 @@ class Call:
 class Connection:
     """One connection to one server; safe to share between threads."""
 
-    def __init__(self, address: str, *, timeout_seconds: float, max_message_bytes: int) -> None:
+    def __init__(
+        self, address: str, *, timeout_seconds: float, max_message_bytes: int, security: Security | None = None
+    ) -> None:
         self.address = address
+        self._security = security or Security()
         self.timeout_seconds = positive_seconds(timeout_seconds)
         if not max_message_bytes > 0:
             raise InvalidRequestError(f"max_message_bytes must be above 0, got {max_message_bytes}")
@@ -113,7 +117,7 @@ class Connection:
             if self._closed:
                 raise self._closed_error()
             if self._wire is None:
-                self._wire = _connect(self.address, max_message_bytes=self.max_message_bytes)
+                self._wire = _connect(self.address, self._security, max_message_bytes=self.max_message_bytes)
             return self._wire
 
     def _closed_error(self) -> ClosedClientError:
@@ -136,7 +140,7 @@ def positive_seconds(timeout_seconds: float) -> float:
     return timeout_seconds
 
 
-def _connect(address: str, *, max_message_bytes: int) -> Wire:
+def _connect(address: str, security: Security, *, max_message_bytes: int) -> Wire:
     limits = {
         "grpc.max_send_message_length": max_message_bytes,
         "grpc.max_receive_message_length": max_message_bytes,
@@ -145,7 +149,7 @@ def _connect(address: str, *, max_message_bytes: int) -> Wire:
     # would be handed its parent's dead socket ("Wrong file descriptor generation").
     own_sockets = {"grpc.use_local_subchannel_pool": 1}
     options = {**limits, **own_sockets, **_RECONNECT_MILLISECONDS}
-    channel = grpc.insecure_channel(address, options=list(options.items()))
+    channel = open_channel(address, security, options=list(options.items()))
     return Wire(
         channel=channel,
         few_shot=FewShotStub(channel),

@@ -5,6 +5,7 @@
     ├── UnsupportedImageError     (never sent)         something that is not an image, or not a list of them
     ├── TaskNotFoundError         NOT_FOUND            no task of that id
     ├── JobNotFoundError          NOT_FOUND            no job of that id, or it is forgotten
+    ├── AuthenticationError       UNAUTHENTICATED      no token, or none that the server knows
     ├── KeyTakenError             ALREADY_EXISTS       an idempotency key of another request
     ├── ResourceExhaustedError    RESOURCE_EXHAUSTED   a message over the limit, or too many adaptations waiting
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    no answer within timeout_seconds
@@ -59,6 +60,10 @@ class TaskNotFoundError(MetaNASClientError, LookupError):
 
 class JobNotFoundError(MetaNASClientError, LookupError):
     """The server never had a job of that id, or has forgotten it."""
+
+
+class AuthenticationError(MetaNASClientError, PermissionError):
+    """The server wants a token that it knows, and was shown none."""
 
 
 class KeyTakenError(MetaNASClientError, ValueError):

@@ -9,6 +9,7 @@ Every message ends with what to do.
 import grpc
 
 from metanas_client.errors import (
+    AuthenticationError,
     DataLossError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -25,6 +26,7 @@ from metanas_client.errors import (
 _TYPES: dict[grpc.StatusCode, type[MetaNASClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: TaskNotFoundError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
     grpc.StatusCode.ALREADY_EXISTS: KeyTakenError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
@@ -34,6 +36,7 @@ _TYPES: dict[grpc.StatusCode, type[MetaNASClientError]] = {
 }
 
 _REMEDIES: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.UNAUTHENTICATED: "pass token to the client, or set METANAS_TOKEN",
     grpc.StatusCode.NOT_FOUND: "client.tasks() lists the tasks that the server has",
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         "if it is the size, send fewer or smaller images, PNG or JPEG files instead of arrays, or raise "
@@ -41,7 +44,8 @@ _REMEDIES: dict[grpc.StatusCode, str] = {
     ),
     grpc.StatusCode.CANCELLED: "send the request again if it was not meant to stop",
     grpc.StatusCode.UNAVAILABLE: (
-        "check the address and that the server runs; while it starts, client.wait_until_ready() waits for it"
+        "check the address, that the server runs, and whether it speaks TLS (root_certificate); while it starts, "
+        "client.wait_until_ready() waits for it"
     ),
     grpc.StatusCode.DATA_LOSS: "delete the task and adapt again",
     grpc.StatusCode.UNIMPLEMENTED: "check that it is a MetaNAS Edge server of this client's version",
