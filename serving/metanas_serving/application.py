@@ -24,6 +24,7 @@ from metanas_proto.inference import open_inference_pb2_grpc
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
 from metanas_serving.aliases import Aliases
+from metanas_serving.allowance import Allowance, TenantLimits
 from metanas_serving.around import AroundCalls
 from metanas_serving.arrival import ArrivalClock
 from metanas_serving.classifying import Classifier
@@ -109,6 +110,15 @@ class Application:
         if config.store_path is None:
             _log.info("no --store: tasks are kept in memory and are lost when the server stops")
         self._metrics = Metrics()
+        self._allowance = Allowance(
+            TenantLimits(
+                requests_per_second=config.max_tenant_requests_per_second,
+                adapts_per_minute=config.max_tenant_adapts_per_minute,
+                max_tasks=config.max_tenant_tasks,
+                max_bytes=None if config.max_tenant_mb is None else config.max_tenant_mb * 1024 * 1024,
+            ),
+            usage=self._store.usage,
+        )
         ledger = Ledger(max_finished=config.max_finished_jobs, keep_seconds=config.finished_job_seconds)
         learner = Learner(
             meta,
@@ -122,6 +132,7 @@ class Application:
                 max_images=config.max_support_images,
                 max_upload_bytes=config.max_upload_mb * 1024 * 1024,
             ),
+            allowance=self._allowance,
         )
         aliases = Aliases.open(config.store_path, self._store)
         classifier = Classifier(self._store, self._engine, metrics=self._metrics)
@@ -134,6 +145,7 @@ class Application:
             engine=self._engine,
             classifier=classifier,
             max_classify_images=config.max_classify_images,
+            allowance=self._allowance,
         )
         self._open_inference = OpenInferenceService(
             self._gate, self._store, aliases=aliases, classifier=classifier, max_images=config.max_classify_images
@@ -196,8 +208,8 @@ class Application:
                 ArrivalClock((f"/{SERVICE_NAME}/Classify",)),
                 AroundCalls(_SERVICES, named),
                 AroundCalls(_SERVICES, counting(self._metrics)),
+                Authentication(self._tokens, allowance=self._allowance, services=_SERVICES),
                 UnreadableRequests(_SERVICES),
-                Authentication(self._tokens, services=_SERVICES),
             ],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_mb * 1024 * 1024),

@@ -118,12 +118,17 @@ def read_arguments(arguments: Sequence[str] | None) -> ServerConfig:
         ("max_upload_mb", "largest UploadAdapt, in MiB"),
         ("max_adapt_steps", "gradient steps that a request may ask for"),
         ("max_finished_jobs", "jobs that are over and remembered"),
+        ("max_tenant_jobs", "adaptations of one tenant at a time"),
+        ("max_tenant_tasks", "tasks that one tenant may keep"),
+        ("max_tenant_mb", "MiB of tasks that one tenant may keep"),
         ("max_loaded_tasks", "tasks kept loaded; others are loaded when they are asked"),
     ):
         add(f"--{name.replace('_', '-')}", type=int, metavar="N", default=getattr(defaults, name), help=text)
     add("--log-format", choices=("text", "json"), default=defaults.log_format, help="of the log on stderr")
     add("--metrics-port", type=int, metavar="N", help="port of Prometheus metrics; 0 picks a free one")
     for name, text in (
+        ("max_tenant_requests_per_second", "calls of one tenant"),
+        ("max_tenant_adapts_per_minute", "tasks learnt for one tenant"),
         ("max_learning_rate", "learning rate that a request may ask for"),
         ("finished_job_seconds", "how long a job that is over is remembered"),
         ("drain_seconds", "patience after SIGTERM"),

@@ -21,7 +21,7 @@ from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.engine import Answers
 from metanas_serving.errors import InvalidRequestError
 from metanas_serving.facts import TaskFacts
-from metanas_serving.images import read_image
+from metanas_serving.images import Pixels, read_image
 from metanas_serving.job import JobView, State
 from metanas_serving.status import status_of
 from metanas_serving.work import Pruned, Step
@@ -39,11 +39,11 @@ def read_images(
         InvalidRequestError: none, too many, or one that cannot be used; the message names it.
     """
     check_image_count(len(images), max_images)
-    pixels = []
+    prepared, pixels = [], Pixels()
     for index, image in enumerate(images):
         check()
-        pixels.append(read_image(image, preprocessing, where=f"image {index}"))
-    return np.stack(pixels)
+        prepared.append(read_image(image, preprocessing, where=f"image {index}", pixels=pixels))
+    return np.stack(prepared)
 
 
 def check_image_count(count: int, max_images: int) -> None:

@@ -39,6 +39,14 @@ class ServerConfig:
     """File of ``metanas-tokens``: callers have to show one of its tokens. None: they need none."""
     max_tenant_jobs: int | None = None
     """Adaptations of one tenant at a time, waiting or running; None: as many as there are places."""
+    max_tenant_requests_per_second: float | None = None
+    """Calls of one tenant, and requests within its streams; after a rest, as many at once. None: any number."""
+    max_tenant_adapts_per_minute: float | None = None
+    """Likewise, tasks that one tenant has learnt."""
+    max_tenant_tasks: int | None = None
+    """Tasks that one tenant may keep; None: any number."""
+    max_tenant_mb: int | None = None
+    """MiB of their files: no task is learnt for a tenant that has as much. None: any number."""
     insecure: bool = False
     """Listen beyond this machine even without TLS or tokens."""
     store_path: Path | None = None
@@ -102,8 +110,12 @@ class ServerConfig:
             raise InvalidConfigError(f"max_queue must be at least 0, got {self.max_queue}")
         if self.max_support_images < 2:
             raise InvalidConfigError(f"max_support_images must be at least 2, got {self.max_support_images}")
-        if self.max_tenant_jobs is not None and self.max_tenant_jobs < 1:
-            raise InvalidConfigError(f"max_tenant_jobs must be at least 1, got {self.max_tenant_jobs}")
+        for name in ("max_tenant_jobs", "max_tenant_tasks", "max_tenant_mb"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise InvalidConfigError(f"{name} must be at least 1, got {count}")
+        for name in ("max_tenant_requests_per_second", "max_tenant_adapts_per_minute"):
+            if (rate := getattr(self, name)) is not None and not 0 < rate <= 1e6:
+                raise InvalidConfigError(f"{name} must be above 0 and at most 1,000,000, got {rate}")
         if not 1 <= self.max_message_mb <= 2047:
             # gRPC counts the bytes of a message in 31 bits.
             raise InvalidConfigError(f"max_message_mb must be 1..2047, got {self.max_message_mb}")

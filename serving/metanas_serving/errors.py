@@ -13,6 +13,7 @@
         ├── KeyTakenError           ALREADY_EXISTS       an idempotency key of another request
         ├── QueueFullError          RESOURCE_EXHAUSTED   more adaptations, joined calls or streams than taken
         │   └── TenantBusyError     RESOURCE_EXHAUSTED   as many adaptations of a tenant as it may have at a time
+        ├── RateError               RESOURCE_EXHAUSTED   more calls or adaptations of a tenant than it may have
         ├── QuotaError              RESOURCE_EXHAUSTED   as many tasks of a tenant as it may keep
         ├── UploadTooLargeError     RESOURCE_EXHAUSTED   an upload over the limit
         ├── DeadlineError           DEADLINE_EXCEEDED    the deadline came before the task was learnt
@@ -22,8 +23,8 @@
         ├── StoreWriteError         INTERNAL             a task that cannot be kept: disk full, no rights
         └── WorkerError             INTERNAL             the adaptation process died or failed
 
-A message says what was wrong with the numbers seen, then what to do. ``retry_after_seconds`` of an error goes
-with it as trailing metadata.
+A message says what was wrong with the numbers seen, then what to do. ``retry_after_seconds`` of an error, where
+it has one, goes with it as trailing metadata.
 """
 
 from metanas.errors import MetaNASError
@@ -31,6 +32,9 @@ from metanas.errors import MetaNASError
 
 class ServingError(MetaNASError):
     """Root of all errors of this package."""
+
+    retry_after_seconds: float | None = None
+    """When the same request may pass; None: that is not a matter of time."""
 
 
 class StartupError(ServingError):
@@ -78,6 +82,14 @@ class QueueFullError(ServingError):
 
 class TenantBusyError(QueueFullError):
     """A tenant has as many adaptations as it may have at a time."""
+
+
+class RateError(ServingError):
+    """A tenant calls more often than it may."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class QuotaError(ServingError):

@@ -1,6 +1,7 @@
 """The contract's images to prepared pixels: nothing that a caller sends is trusted.
 
     read_image   proto Image  ->  uint8 pixels as the meta-model takes them
+    Pixels       how many the pictures of one request may have, all together
 
 The size of a file is read from its header and checked before anything is decoded. Files are read
 by Pillow's PNG and JPEG classes themselves: by that no other of its readers can be reached, and
@@ -38,10 +39,38 @@ _DTYPES: Mapping[int, np.dtype[Any]] = {
 }
 
 
-def read_image(image: pb.Image, preprocessing: Preprocessing, *, where: str) -> NDArray[np.uint8]:
+MAX_REQUEST_PIXELS = 2**31
+"""Of all pictures of a request: some 170 photographs of 12 megapixels. To decode so many takes a core some 20 s."""
+
+
+class Pixels:
+    """Counts the pixels of one request before they are decoded: small files may hold large pictures."""
+
+    def __init__(self, most: int = MAX_REQUEST_PIXELS) -> None:
+        self._most = most
+        self._count = 0
+
+    def take(self, width: int, height: int) -> None:
+        """Count a picture in.
+
+        Raises:
+            InvalidImageError: it is one too many.
+        """
+        self._count += width * height
+        if self._count > self._most:
+            raise InvalidImageError(
+                f"with it the images of this request have {self._count} pixels, at most {self._most} are decoded for "
+                "one; make them smaller or send fewer at a time"
+            )
+
+
+def read_image(
+    image: pb.Image, preprocessing: Preprocessing, *, where: str, pixels: Pixels | None = None
+) -> NDArray[np.uint8]:
     """Decode one image and prepare it.
 
     Args:
+        pixels: counts those of its request; None: it is the only image.
         where: what messages call the image, for example ``image 3 of class "cat"``.
 
     Returns:
@@ -54,19 +83,19 @@ def read_image(image: pb.Image, preprocessing: Preprocessing, *, where: str) -> 
         with _DECODING:
             match image.WhichOneof("content"):
                 case "encoded":
-                    return _prepared_file(image.encoded, preprocessing)
+                    return _prepared_file(image.encoded, preprocessing, pixels=pixels or Pixels())
                 case "tensor":
-                    pixels = _array(image.tensor)
-                    if _fits(pixels, preprocessing):
-                        return _as_it_is(pixels, preprocessing)
-                    return prepare(picture_from_array(pixels), preprocessing)
+                    array = _array(image.tensor)
+                    if _fits(array, preprocessing):
+                        return _as_it_is(array, preprocessing)
+                    return prepare(picture_from_array(array), preprocessing)
                 case _:
                     raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")
     except InvalidImageError as error:
         raise InvalidRequestError(f"{where}: {error}") from error
 
 
-def _prepared_file(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _prepared_file(data: bytes, preprocessing: Preprocessing, *, pixels: Pixels) -> NDArray[np.uint8]:
     try:
         with _open(data) as picture:
             width, height = picture.size
@@ -75,6 +104,7 @@ def _prepared_file(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint
                     f"an image has at most {MAX_SIDE_PIXELS} pixels a side, got {height} x {width} "
                     "(height x width); make it smaller"
                 )
+            pixels.take(width, height)
             picture.load()
             return prepare(picture, preprocessing)
     except InvalidImageError:

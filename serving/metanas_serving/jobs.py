@@ -155,6 +155,11 @@ class Adaptations:
         with self._changed:
             self._check_room(tenant)
 
+    def count_of(self, tenant: str) -> int:
+        """Adaptations of a tenant that wait, run or come in."""
+        with self._changed:
+            return self._count_of(tenant)
+
     def submit(self, job: Job, place: Place) -> None:
         """Put a job at the end of the queue; ``place`` is its own from now on.
 
@@ -222,13 +227,16 @@ class Adaptations:
                 f"all places for adaptations are taken: the server lets {len(self._workers)} run (--adapt-workers) "
                 f"and {self._max_queue} wait (--max-queue); send the request again later"
             )
-        jobs = (*self._queue, *self._running)
-        own = self._arriving[tenant] + sum(job.order.tenant == tenant for job in jobs)
+        own = self._count_of(tenant)
         if self._max_of_tenant is not None and own >= self._max_of_tenant:
             raise TenantBusyError(
                 f"{own} of your adaptations wait or run, as many as this server allows a tenant at a time "
                 "(--max-tenant-jobs); wait until one is over, or cancel one"
             )
+
+    def _count_of(self, tenant: str) -> int:
+        jobs = (*self._queue, *self._running)
+        return self._arriving[tenant] + sum(job.order.tenant == tenant for job in jobs)
 
     def _line_up(self) -> None:
         before: Counter[str] = Counter()  # a tenant is told of its own jobs only

@@ -24,6 +24,7 @@ import grpc
 from metanas.artifact import task_from_bytes
 from metanas.model import MetaModel
 from metanas_proto.v1 import few_shot_pb2 as pb
+from metanas_serving.allowance import Allowance
 from metanas_serving.call import Check
 from metanas_serving.errors import (
     CannotUpdateError,
@@ -75,6 +76,7 @@ class Learner:
         store: TaskStore,
         keeper: Keeper,
         limits: LearningLimits,
+        allowance: Allowance,
     ) -> None:
         self._meta = meta
         self._adaptations = adaptations
@@ -83,6 +85,7 @@ class Learner:
         self._store = store
         self._keeper = keeper
         self._limits = limits
+        self._allowance = allowance
         self._lock = threading.Lock()
         self._joined = 0
 
@@ -194,7 +197,7 @@ class Learner:
         with ExitStack() as stack:
             place: Place | None = None
             if not self._is_known(task_id):
-                place = stack.enter_context(self._adaptations.admission(tenant))
+                place = self._admitted(tenant, stack)
             support = read()
             order = Order(
                 task_id=task_id,
@@ -214,10 +217,16 @@ class Learner:
                 enlist(job)
                 if found is None:
                     # Known no more: it failed or was deleted while its images were decoded.
-                    place = place or stack.enter_context(self._adaptations.admission(tenant))
+                    place = place or self._admitted(tenant, stack)
                     self._adaptations.submit(job, place)
                     self._ledger.add(job)
                 return job
+
+    def _admitted(self, tenant: str, stack: ExitStack) -> Place:
+        place = stack.enter_context(self._adaptations.admission(tenant))
+        # Only now, so that who finds no place has used up nothing.
+        self._allowance.adaptation(tenant, present=self._adaptations.count_of(tenant))
+        return place
 
     def _read(self, request: pb.AdaptRequest, *, check: Check) -> Support:
         return read_support(request, self._meta.preprocessing, max_images=self._limits.max_images, check=check)

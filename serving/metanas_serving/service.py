@@ -23,11 +23,12 @@ from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
 from metanas_serving import codec, streams
 from metanas_serving.aliases import Aliases
+from metanas_serving.allowance import Allowance
 from metanas_serving.arrival import waited_seconds
 from metanas_serving.call import Check, answering, wanted
 from metanas_serving.classifying import Classifier
 from metanas_serving.engine import Engine
-from metanas_serving.errors import InvalidRequestError
+from metanas_serving.errors import InvalidRequestError, RateError
 from metanas_serving.facts import TaskFacts
 from metanas_serving.gate import Gate
 from metanas_serving.job import Job, JobView
@@ -58,6 +59,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         engine: Engine,
         classifier: Classifier,
         max_classify_images: int,
+        allowance: Allowance,
     ) -> None:
         self._gate = gate
         self._learner = learner
@@ -68,6 +70,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         self._engine = engine
         self._classifier = classifier
         self._max_classify_images = max_classify_images
+        self._allowance = allowance
 
     def Adapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptResponse:  # noqa: N802
         """Learn a task and keep it."""
@@ -148,7 +151,11 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
                 self._gate.check_open()  # a stream is not to hold up a server that drains
                 task_id = request.task_id or task_id
                 try:
+                    if number:  # the first is the call
+                        self._allowance.request(current())
                     answer = self._classify(request, task_id, check=check, queued_seconds=0.0)
+                except RateError:
+                    raise
                 except MetaNASError as error:
                     raise type(error)(f"request {number} of the stream: {error}") from error
                 yield answer

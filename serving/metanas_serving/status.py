@@ -8,9 +8,12 @@ caller is told.
 """
 
 import logging
+import math
 from typing import NoReturn
 
 import grpc
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 
 from metanas import errors as core
 from metanas_serving import errors
@@ -28,6 +31,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.CannotUpdateError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.KeyTakenError, grpc.StatusCode.ALREADY_EXISTS),
     (errors.QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.RateError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UploadTooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
@@ -47,6 +51,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 # gRPC drops trailers past 8 KiB, and the status text with them.
 _MAX_TEXT_CHARACTERS = 2000
 
+_DETAILS_KEY = "grpc-status-details-bin"
 RETRY_KEY = "retry-after-ms"
 """Trailing metadata of a call that may be sent again: when, in milliseconds."""
 
@@ -67,10 +72,25 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
         # What is ours says itself what happened; of the rest the traceback is needed.
         _log.error("%s: %s", code.name, text, exc_info=None if isinstance(error, errors.ServingError) else error)
-    if isinstance(error, errors.QueueFullError):
-        retry = (RETRY_KEY, str(round(1000 * error.retry_after_seconds)))
-        context.set_trailing_metadata((*(context.trailing_metadata() or ()), retry))
+    if isinstance(error, errors.ServingError) and error.retry_after_seconds is not None:
+        milliseconds = math.ceil(1000 * error.retry_after_seconds)  # not a moment too early
+        context.set_trailing_metadata(
+            (
+                *(context.trailing_metadata() or ()),
+                (RETRY_KEY, str(milliseconds)),
+                (_DETAILS_KEY, _details(code, text, milliseconds=milliseconds)),
+            )
+        )
     context.abort(code, text)
+
+
+def _details(code: grpc.StatusCode, text: str, *, milliseconds: int) -> bytes:
+    """The status as google.rpc.Status with google.rpc.RetryInfo, which libraries of other languages read."""
+    retry = RetryInfo()
+    retry.retry_delay.FromMilliseconds(milliseconds)
+    status = Status(code=code.value[0], message=text)
+    status.details.add().Pack(retry)
+    return bytes(status.SerializeToString())
 
 
 def _shortened(text: str) -> str:

@@ -22,7 +22,7 @@ from metanas.model import TaskModel
 from metanas.preprocessing import Preprocessing
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.errors import InvalidRequestError
-from metanas_serving.images import read_image
+from metanas_serving.images import Pixels, read_image
 
 # Every answer to every image carries every name.
 MAX_LABEL_CHARACTERS = 256
@@ -97,7 +97,8 @@ def _gathered(
     check: Callable[[], None],
 ) -> Support:
     """Add pieces to images by class; what is there already is not counted in the names of images."""
-    before = {label: len(pixels) for label, pixels in classes.items()}
+    before = {label: len(images) for label, images in classes.items()}
+    pixels = Pixels()
     for piece in pieces:
         count = sum(map(len, classes.values())) + sum(len(group.images) for group in piece.support)
         if count > max_images:
@@ -105,11 +106,11 @@ def _gathered(
                 f"{count} support images, this server takes at most {max_images} (--max-support-images); send fewer"
             )
         for group in piece.support:
-            pixels = classes.setdefault(group.label, [])
+            images = classes.setdefault(group.label, [])
             for image in group.images:
                 check()
-                where = _name(group.label, len(pixels) - before.get(group.label, 0))
-                pixels.append(read_image(image, preprocessing, where=where))
+                where = _name(group.label, len(images) - before.get(group.label, 0))
+                images.append(read_image(image, preprocessing, where=where, pixels=pixels))
     _check_classes([(label, len(pixels)) for label, pixels in classes.items()])
     return Support(
         images=np.stack([image for pixels in classes.values() for image in pixels]),

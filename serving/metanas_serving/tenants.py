@@ -4,9 +4,9 @@
     current          the tenant of the call that is answered here
     shown            the same for the log, which outside of calls knows none
 
-A server without tokens has one tenant, the empty name. A call without a valid token is refused before its
-message is read. What a tenant may see is up to whoever looks it up with ``current()``; a call that no one
-let in has no tenant, and looking raises.
+A server without tokens has one tenant, the empty name. A call without a valid token, or one too many of its
+tenant, is refused before its message is read. What a tenant may see is up to whoever looks it up with
+``current()``; a call that no one let in has no tenant, and looking raises.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -17,8 +17,9 @@ from typing import Any
 import grpc
 
 from metanas_serving import status
+from metanas_serving.allowance import Allowance
 from metanas_serving.around import Handler, around
-from metanas_serving.errors import UnauthenticatedError
+from metanas_serving.errors import RateError, UnauthenticatedError
 from metanas_serving.tokens import Tokens
 
 KEY = "authorization"
@@ -41,16 +42,18 @@ def shown() -> str:
 
 
 class Authentication(grpc.ServerInterceptor):
-    """Refuses calls without a valid token."""
+    """Refuses calls without a valid token, and those of who calls too often."""
 
-    def __init__(self, tokens: Tokens | None, *, services: Collection[str]) -> None:
+    def __init__(self, tokens: Tokens | None, *, allowance: Allowance, services: Collection[str]) -> None:
         """Choose what is asked of callers.
 
         Args:
             tokens: None: nothing is, and all are of the tenant with the empty name.
+            allowance: counts their calls.
             services: full names of those that belong to tenants; the others (health, reflection) need no token.
         """
         self._tokens = tokens
+        self._allowance = allowance
         self._services = services
 
     def intercept_service(
@@ -62,12 +65,11 @@ class Authentication(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method.lstrip("/").partition("/")[0] not in self._services:
             return handler
-        tenant = ""
-        if self._tokens is not None:
-            try:
-                tenant = self._tokens.tenant(_authorization(handler_call_details))
-            except UnauthenticatedError as error:
-                return _refusing(error)
+        try:
+            tenant = "" if self._tokens is None else self._tokens.tenant(_authorization(handler_call_details))
+            self._allowance.request(tenant)
+        except (UnauthenticatedError, RateError) as error:
+            return _refusing(error)
         return around(handler, lambda context: _belonging(tenant))
 
 
@@ -84,7 +86,7 @@ def _authorization(details: grpc.HandlerCallDetails) -> str | None:
     return None
 
 
-def _refusing(error: UnauthenticatedError) -> Handler:
+def _refusing(error: Exception) -> Handler:
     def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
         status.abort(context, error)
 

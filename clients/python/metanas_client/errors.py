@@ -38,12 +38,21 @@ class MetaNASClientError(Exception):
     Attributes:
         code: the gRPC status; None where nothing was sent.
         details: the server's own words; empty where nothing was sent.
+        retry_after_seconds: when the server says that the same request may pass; None where it does not say.
     """
 
-    def __init__(self, message: str, *, code: "grpc.StatusCode | None" = None, details: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: "grpc.StatusCode | None" = None,
+        details: str = "",
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.details = details
+        self.retry_after_seconds = retry_after_seconds
 
 
 class InvalidRequestError(MetaNASClientError, ValueError):
@@ -71,7 +80,10 @@ class KeyTakenError(MetaNASClientError, ValueError):
 
 
 class ResourceExhaustedError(MetaNASClientError):
-    """A message over the limit, or more adaptations waiting than the server takes."""
+    """A message over the limit, or more than the server has room for or allows its caller.
+
+    Where waiting helps, ``retry_after_seconds`` says for how long.
+    """
 
 
 class DeadlineExceededError(MetaNASClientError, TimeoutError):

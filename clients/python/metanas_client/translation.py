@@ -54,6 +54,7 @@ _REMEDIES: dict[grpc.StatusCode, str] = {
 }
 
 
+_RETRY_KEY = "retry-after-ms"
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -84,7 +85,15 @@ def translate(
         said = details
         remedy = _REMEDIES.get(code, "")
     message = f"{action} at {address}: {said}" + (f"; {remedy}" if remedy else "")
-    return _TYPES.get(code, ServerError)(message, code=code, details=details)
+    return _TYPES.get(code, ServerError)(
+        message, code=code, details=details, retry_after_seconds=_retry_after_seconds(error)
+    )
+
+
+def _retry_after_seconds(error: grpc.RpcError) -> float | None:
+    metadata = (error.trailing_metadata() if isinstance(error, grpc.Call) else None) or ()
+    value = next((value for key, value in metadata if key == _RETRY_KEY), None)
+    return int(value) / 1000 if isinstance(value, str) and value.isascii() and value.isdigit() else None
 
 
 def job_failure(number: int, message: str, *, job_id: str) -> MetaNASClientError:
