@@ -166,7 +166,9 @@ class Application:
         """
         self._server, address = self._listen()
         if (port := self._config.metrics_port) is not None:
-            self._metrics_server = MetricsServer.start(self._metrics.registry, host=self._config.host, port=port)
+            self._metrics_server = MetricsServer.start(
+                self._metrics.registry, host=self._config.metrics_host, port=port
+            )
         self._server.start()
         self.adaptations.start()
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)

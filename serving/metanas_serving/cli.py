@@ -1,26 +1,25 @@
-"""The command line of the server: arguments, signals, log, exit codes.
+"""The command line of the server: signals, log, exit codes; its settings are read by ``settings``.
 
     0   stopped by SIGTERM or SIGINT, after draining; a second signal ends the patience
     1   could not start: the message on stderr says why
-    2   arguments that make no sense
+    2   settings that make no sense
 
 One line goes to stdout, ``serving on HOST:PORT``, once the server is ready; the log goes to stderr.
 """
 
-import argparse
 import gc
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
-from metanas.errors import AdaptationCancelledError, InvalidConfigError, MetaNASError
+from metanas.errors import AdaptationCancelledError, MetaNASError
 from metanas_serving import log
 from metanas_serving.config import ServerConfig
 from metanas_serving.jobs import prepare_adaptations
+from metanas_serving.settings import read_settings
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +30,10 @@ _POLL_SECONDS = 0.1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until a signal; return the exit code."""
-    config = read_arguments(arguments)
+    settings = read_settings(arguments)
+    config = settings.config
     log.set_up(config.log_format)
+    _log.info("configuration:\n%s", "\n".join(settings.lines()))
     signals = _StopSignals()
     try:
         _run(config, signals)
@@ -89,52 +90,5 @@ class _StopSignals:
 
 
 def read_arguments(arguments: Sequence[str] | None) -> ServerConfig:
-    """The configuration that a command line asks for; exits with 2 if it makes no sense."""
-    defaults = ServerConfig()
-    parser = argparse.ArgumentParser(
-        description="Serve few-shot learning over gRPC: adapt to a handful of pictures, classify, export.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    # argparse appends the default to a help text only if there is one.
-    add("--meta", dest="meta_path", type=Path, metavar="FILE", help="the meta-model; without it, the bundled one")
-    add("--store", dest="store_path", type=Path, metavar="DIR", help="folder that keeps tasks; without it, memory")
-    add("--host", default=defaults.host, help="address to listen on; beyond this machine with TLS and tokens")
-    add("--port", type=int, default=defaults.port, help="port to listen on; 0 picks a free one")
-    add("--tls-cert", type=Path, metavar="FILE", help="the server's certificate and those up to its authority, PEM")
-    add("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
-    add("--tls-client-ca", type=Path, metavar="FILE", help="authorities of the certificates that callers have to show")
-    add("--tokens", dest="tokens_path", type=Path, metavar="FILE", help="callers have to show a token of this file")
-    add("--insecure", action="store_true", help="listen beyond this machine even without TLS or tokens")
-    add("--device", choices=("auto", "cpu", "cuda"), default=defaults.device, help="where Classify computes")
-    for name, text in (
-        ("adapt_workers", "adaptations at a time, each in a process of its own"),
-        ("max_queue", "adaptations that may wait"),
-        ("torch_threads", "threads of each adaptation; another number may give other bits"),
-        ("request_threads", "calls at a time; waiting adaptations count"),
-        ("max_support_images", "images of one Adapt"),
-        ("max_classify_images", "images of one Classify"),
-        ("max_message_mb", "largest request, in MiB"),
-        ("max_upload_mb", "largest UploadAdapt, in MiB"),
-        ("max_adapt_steps", "gradient steps that a request may ask for"),
-        ("max_finished_jobs", "jobs that are over and remembered"),
-        ("max_tenant_jobs", "adaptations of one tenant at a time"),
-        ("max_tenant_tasks", "tasks that one tenant may keep"),
-        ("max_tenant_mb", "MiB of tasks that one tenant may keep"),
-        ("max_loaded_tasks", "tasks kept loaded; others are loaded when they are asked"),
-    ):
-        add(f"--{name.replace('_', '-')}", type=int, metavar="N", default=getattr(defaults, name), help=text)
-    add("--log-format", choices=("text", "json"), default=defaults.log_format, help="of the log on stderr")
-    add("--metrics-port", type=int, metavar="N", help="port of Prometheus metrics; 0 picks a free one")
-    for name, text in (
-        ("max_tenant_requests_per_second", "calls of one tenant"),
-        ("max_tenant_adapts_per_minute", "tasks learnt for one tenant"),
-        ("max_learning_rate", "learning rate that a request may ask for"),
-        ("finished_job_seconds", "how long a job that is over is remembered"),
-        ("drain_seconds", "patience after SIGTERM"),
-    ):
-        add(f"--{name.replace('_', '-')}", type=float, metavar="X", default=getattr(defaults, name), help=text)
-    try:
-        return ServerConfig(**vars(parser.parse_args(arguments)))
-    except InvalidConfigError as error:
-        parser.error(str(error))
+    """The configuration that a command line and the environment ask for; exits with 2 if it makes no sense."""
+    return read_settings(arguments).config

@@ -80,6 +80,8 @@ class ServerConfig:
     max_loaded_tasks: int = 64
     """Tasks whose network is kept, the last asked. One takes 0.6 MB at 84,000 parameters; to load one again
     when its task is asked takes some 30 ms of a processor."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the Prometheus metrics, which have neither TLS nor tokens."""
     metrics_port: int | None = None
     """Port of the Prometheus metrics; 0 picks a free one, None: not shown."""
     log_format: LogFormat = "text"

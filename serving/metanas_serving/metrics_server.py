@@ -40,7 +40,7 @@ class MetricsServer:
         except OSError as error:
             raise StartupError(
                 f"cannot show metrics on {host}:{port}: {(error.strerror or str(error)).lower()}; "
-                "choose another --metrics-port (0 picks a free one) or --host"
+                "choose another --metrics-port (0 picks a free one) or --metrics-host"
             ) from error
         shown = f"[{host}]" if ":" in host else host
         _log.info("metrics on http://%s:%d/metrics", shown, server.server_port)
