@@ -4,8 +4,8 @@
     Application.stop    NOT_SERVING, let running calls finish, cancel what is left, end
 
 Between the two it is an ordinary object: tests run several in one process. It listens before it is
-ready, so that a port in use is found at once and health can say NOT_SERVING meanwhile. What a store
-held before is read after that, file by file, or when it is asked for.
+ready, so that a port in use is found at once and health can say NOT_SERVING of its services
+meanwhile. What a store held before is read after that, file by file, or when it is asked for.
 """
 
 import logging
@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -44,12 +43,14 @@ from metanas_serving.metrics_state import ServerState
 from metanas_serving.open_inference import SERVICE_NAME as OPEN_INFERENCE
 from metanas_serving.open_inference import OpenInferenceService, pool_with
 from metanas_serving.options import OptionLimits
+from metanas_serving.readiness import Readiness
 from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
 from metanas_serving.unreadable import UnreadableRequests
 from metanas_serving.tenants import Authentication
 from metanas_serving.tokens import Tokens
+from metanas_serving.traces import open_traces
 from metanas_serving.transport import server_credentials
 
 _log = logging.getLogger(__name__)
@@ -59,21 +60,6 @@ _SERVICES = (SERVICE_NAME, OPEN_INFERENCE)
 
 # What cancelled calls have for their way out.
 _LEAVE_SECONDS = 5.0
-
-
-class _Health(health.HealthServicer):  # type: ignore[misc]
-    """Health that answers while calls hold all request threads."""
-
-    def Check(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
-    ) -> health_pb2.HealthCheckResponse:
-        """Say how a service is."""
-        return cast(health_pb2.HealthCheckResponse, super().Check(request, context))
-
-    # gRPC looks for this attribute of the method.
-    Check.experimental_thread_pool = ThreadPoolExecutor(  # type: ignore[attr-defined]
-        max_workers=1, thread_name_prefix="health"
-    )
 
 
 class Application:
@@ -93,6 +79,7 @@ class Application:
         self._config = config
         self._credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
         self._tokens = None if config.tokens_path is None else Tokens.read(config.tokens_path)
+        self._traces = open_traces(config.otlp_endpoint, config.otlp_headers)
         self.adaptations = adaptations or prepare_adaptations(config)
         name = self.adaptations.start_values.meta_name
         meta = meta_from_bytes(self.adaptations.start_values.meta, name=name)
@@ -100,12 +87,6 @@ class Application:
         _log.info("meta-model %s, trained on %s", name, meta.provenance.get("data", "data it does not name"))
         self._engine = Engine(device=config.device, max_loaded=config.max_loaded_tasks)
         self._gate = Gate()
-        self._health = _Health(
-            # Watch then holds no request thread for as long as its caller likes.
-            experimental_non_blocking=True,
-            experimental_thread_pool=ThreadPoolExecutor(max_workers=1),
-        )
-        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._store = TaskStore.memory() if config.store_path is None else TaskStore.open(config.store_path)
         if config.store_path is None:
             _log.info("no --store: tasks are kept in memory and are lost when the server stops")
@@ -133,8 +114,14 @@ class Application:
                 max_upload_bytes=config.max_upload_mb * 1024 * 1024,
             ),
             allowance=self._allowance,
+            traces=self._traces,
         )
         aliases = Aliases.open(config.store_path, self._store)
+        self._health = Readiness(
+            _SERVICES,
+            tokens=self._tokens,
+            find=lambda name, tenant: self._store.owned(aliases.resolve(name, tenant=tenant), tenant=tenant),
+        )
         classifier = Classifier(self._store, self._engine, metrics=self._metrics)
         self._service = FewShotService(
             self._gate,
@@ -146,9 +133,15 @@ class Application:
             classifier=classifier,
             max_classify_images=config.max_classify_images,
             allowance=self._allowance,
+            traces=self._traces,
         )
         self._open_inference = OpenInferenceService(
-            self._gate, self._store, aliases=aliases, classifier=classifier, max_images=config.max_classify_images
+            self._gate,
+            self._store,
+            aliases=aliases,
+            classifier=classifier,
+            max_images=config.max_classify_images,
+            traces=self._traces,
         )
         self._metrics.registry.register(ServerState(self.adaptations, self._engine))
         self._metrics_server: MetricsServer | None = None
@@ -173,7 +166,7 @@ class Application:
         self.adaptations.start()
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
         self._gate.open()
-        self._say(health_pb2.HealthCheckResponse.SERVING)
+        self._health.set_ready(True)
         self._store.start_reading()
         return address
 
@@ -184,7 +177,7 @@ class Application:
             drain_seconds: how long running calls may go on.
             hurry: asked meanwhile; true: cancel at once.
         """
-        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set_ready(False)
         self._gate.close()
         begin = time.monotonic()
         left = self._gate.wait_empty(drain_seconds, hurry=hurry)
@@ -201,6 +194,7 @@ class Application:
         self._store.close()
         if self._metrics_server is not None:
             self._metrics_server.stop()
+        self._traces.close()
 
     def _listen(self) -> tuple[grpc.Server, str]:
         config = self._config
@@ -210,6 +204,7 @@ class Application:
                 ArrivalClock((f"/{SERVICE_NAME}/Classify",)),
                 AroundCalls(_SERVICES, named),
                 AroundCalls(_SERVICES, counting(self._metrics)),
+                *([AroundCalls(_SERVICES, self._traces.call)] if self._traces.is_on else []),
                 Authentication(self._tokens, allowance=self._allowance, services=_SERVICES),
                 UnreadableRequests(_SERVICES),
             ],
@@ -241,10 +236,6 @@ class Application:
                 "choose another --port (0 picks a free one) or --host"
             ) from error
         return server, f"{host}:{port}"
-
-    def _say(self, status: int) -> None:
-        for name in ("", *_SERVICES):
-            self._health.set(name, status)
 
 
 def _why_not(host: str, port: int) -> str:

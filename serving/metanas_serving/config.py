@@ -84,6 +84,10 @@ class ServerConfig:
     """Address of the Prometheus metrics, which have neither TLS nor tokens."""
     metrics_port: int | None = None
     """Port of the Prometheus metrics; 0 picks a free one, None: not shown."""
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go, OTLP over gRPC: ``http://HOST:PORT`` or ``https://...``; None: nowhere."""
+    otlp_headers: str | None = field(default=None, repr=False)
+    """Sent with them, ``name=value,name=value``: often a key, so never shown."""
     log_format: LogFormat = "text"
     """Of the log on stderr."""
     drain_seconds: float = 30.0
@@ -129,6 +133,11 @@ class ServerConfig:
             raise InvalidConfigError(f"finished_job_seconds must be at least 0, got {self.finished_job_seconds}")
         if not 0 <= self.drain_seconds <= 86_400:
             raise InvalidConfigError(f"drain_seconds must be 0..86400, got {self.drain_seconds}")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise InvalidConfigError(
+                f"otlp_endpoint must start with http:// or https://, got {self.otlp_endpoint!r}; for example "
+                "http://localhost:4317"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidConfigError("tls_cert and tls_key go together; pass both (--tls-cert, --tls-key) or none")
         if self.tls_client_ca is not None and self.tls_cert is None:

@@ -88,11 +88,18 @@ def _first(*times: float | None) -> float:
 class Job:
     """One order on its way; safe to share between threads."""
 
-    def __init__(self, order: Order, *, keep: "Callable[[Job, Done], TaskFacts]") -> None:
+    def __init__(
+        self,
+        order: Order,
+        *,
+        keep: "Callable[[Job, Done], TaskFacts]",
+        when_over: "Callable[[Job], None]" = lambda job: None,
+    ) -> None:
         """Make a job that waits for its turn.
 
         Args:
             keep: what makes a task of what was learnt, and raises if it cannot be kept.
+            when_over: told once it is over.
         """
         self.order = order
         self.waiting: set[object] = set()
@@ -100,6 +107,7 @@ class Job:
         self.runs_by_itself = False
         """Whether it is wanted without callers; guarded likewise."""
         self._keep = keep
+        self._when_over = when_over
         self._changed = threading.Condition()
         self._stopped = False
         self._is_kept = False
@@ -172,6 +180,7 @@ class Job:
             self._become(state=State.CANCELLED, error=answer, ended_at=ended_at)
         else:
             self._become(state=State.FAILED, error=answer, ended_at=ended_at)
+        self._when_over(self)
 
     def _become(self, **changes: object) -> None:
         with self._changed:

@@ -43,6 +43,7 @@ from metanas_serving.ledger import Ledger
 from metanas_serving.options import OptionLimits, apply_options
 from metanas_serving.store import TaskStore
 from metanas_serving.support import Support, more_support, read_support, request_digest, upload_support
+from metanas_serving.traces import Traces
 from metanas_serving.work import Lineage, Order
 
 # Calls of Adapt that wait for a job that another call started; each holds a request thread, beyond
@@ -77,6 +78,7 @@ class Learner:
         keeper: Keeper,
         limits: LearningLimits,
         allowance: Allowance,
+        traces: Traces,
     ) -> None:
         self._meta = meta
         self._adaptations = adaptations
@@ -86,6 +88,7 @@ class Learner:
         self._keeper = keeper
         self._limits = limits
         self._allowance = allowance
+        self._traces = traces
         self._lock = threading.Lock()
         self._joined = 0
 
@@ -213,7 +216,11 @@ class Learner:
             )
             with self._lock:
                 found = self._find(order)
-                job = found or Job(order, keep=self._keeper.keep)
+                job = found or Job(
+                    order,
+                    keep=self._keeper.keep,
+                    when_over=functools.partial(self._traces.adapted, origin=self._traces.origin()),
+                )
                 enlist(job)
                 if found is None:
                     # Known no more: it failed or was deleted while its images were decoded.

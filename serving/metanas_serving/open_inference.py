@@ -10,6 +10,7 @@ A second way to what Classify does, with the same gate, decoder, classifier, lim
 answer with the same bits. A tenant's tasks are all the models that there are for it.
 """
 
+import time
 from collections.abc import Sequence
 
 import grpc
@@ -28,6 +29,7 @@ from metanas_serving.facts import TaskFacts
 from metanas_serving.gate import Gate
 from metanas_serving.store import TaskStore
 from metanas_serving.tenants import current
+from metanas_serving.traces import Traces
 
 SERVICE_NAME = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 SERVER_NAME = "metanas-edge"
@@ -40,13 +42,21 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     """Answers the protocol's calls of one server; safe for many threads, for its parts are."""
 
     def __init__(
-        self, gate: Gate, store: TaskStore, *, aliases: Aliases, classifier: Classifier, max_images: int
+        self,
+        gate: Gate,
+        store: TaskStore,
+        *,
+        aliases: Aliases,
+        classifier: Classifier,
+        max_images: int,
+        traces: Traces,
     ) -> None:
         self._gate = gate
         self._store = store
         self._aliases = aliases
         self._classifier = classifier
         self._max_images = max_images
+        self._traces = traces
 
     def ServerLive(  # noqa: N802
         self, request: oip.ServerLiveRequest, context: grpc.ServicerContext
@@ -105,6 +115,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     ) -> oip.ModelInferResponse:
         """Answer with a task."""
         with answering(self._gate, context):
+            begin = time.perf_counter()
             facts = self._facts(request.model_name, request.model_version)
             outputs = open_inference_codec.read_outputs(request)
             images = codec.read_images(
@@ -113,7 +124,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                 max_images=self._max_images,
                 check=wanted(self._gate, context),
             )
+            decoded = time.perf_counter()
             probabilities = self._classifier.answer(facts.task_id, images).probabilities
+            self._traces.stages(begin, decode=decoded, compute=time.perf_counter())
             return open_inference_codec.answer(request, probabilities, class_names=facts.class_names, wanted=outputs)
 
     def RepositoryIndex(  # noqa: N802

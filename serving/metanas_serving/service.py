@@ -36,6 +36,7 @@ from metanas_serving.learning import Learner
 from metanas_serving.ledger import Ledger
 from metanas_serving.store import TaskStore
 from metanas_serving.tenants import current
+from metanas_serving.traces import Traces
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         classifier: Classifier,
         max_classify_images: int,
         allowance: Allowance,
+        traces: Traces,
     ) -> None:
         self._gate = gate
         self._learner = learner
@@ -71,6 +73,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         self._classifier = classifier
         self._max_classify_images = max_classify_images
         self._allowance = allowance
+        self._traces = traces
 
     def Adapt(self, request: pb.AdaptRequest, context: grpc.ServicerContext) -> pb.AdaptResponse:  # noqa: N802
         """Learn a task and keep it."""
@@ -250,6 +253,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         decoded = time.perf_counter()
         answers = self._classifier.answer(facts.task_id, images)
         computed = time.perf_counter()
+        self._traces.stages(begin - queued_seconds, queue=begin, decode=decoded, compute=computed)
         return pb.ClassifyResponse(
             classifications=codec.classifications(answers, facts.class_names, top_k=request.top_k),
             timing=pb.Timing(

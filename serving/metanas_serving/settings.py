@@ -57,10 +57,12 @@ HELP = {
     "max_loaded_tasks": "tasks kept loaded; others are loaded when they are asked",
     "metrics_host": "address of Prometheus metrics, which have neither TLS nor tokens",
     "metrics_port": "port of Prometheus metrics; 0 picks a free one",
+    "otlp_endpoint": "where OpenTelemetry traces go, http://HOST:PORT; without it, nowhere",
+    "otlp_headers": "sent with traces, name=value,name=value; better in the environment than here",
     "log_format": "of the log on stderr",
     "drain_seconds": "patience after SIGTERM",
 }
-SECRETS: frozenset[str] = frozenset()
+SECRETS = frozenset({"otlp_headers"})
 """Fields whose values are never shown."""
 
 _MASK = "***"

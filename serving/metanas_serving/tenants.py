@@ -1,6 +1,7 @@
 """Whose call it is that is answered here: every caller belongs to a tenant.
 
     Authentication   an interceptor of the server: lets calls with a token pass, each as its tenant's
+    tenant_of        the tenant of who sends some metadata
     current          the tenant of the call that is answered here
     shown            the same for the log, which outside of calls knows none
 
@@ -9,7 +10,7 @@ tenant, is refused before its message is read. What a tenant may see is up to wh
 ``current()``; a call that no one let in has no tenant, and looking raises.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -66,7 +67,7 @@ class Authentication(grpc.ServerInterceptor):
         if handler is None or handler_call_details.method.lstrip("/").partition("/")[0] not in self._services:
             return handler
         try:
-            tenant = "" if self._tokens is None else self._tokens.tenant(_authorization(handler_call_details))
+            tenant = tenant_of(self._tokens, handler_call_details.invocation_metadata)
             self._allowance.request(tenant)
         except (UnauthenticatedError, RateError) as error:
             return _refusing(error)
@@ -79,11 +80,16 @@ def _belonging(tenant: str) -> Iterator[None]:
     yield
 
 
-def _authorization(details: grpc.HandlerCallDetails) -> str | None:
-    for key, value in details.invocation_metadata or ():
-        if key == KEY and isinstance(value, str):
-            return value
-    return None
+def tenant_of(tokens: Tokens | None, metadata: "Iterable[tuple[str, str | bytes]] | None") -> str:
+    """Whose a call with this metadata is; without tokens, of the tenant with the empty name.
+
+    Raises:
+        UnauthenticatedError: it shows no valid token.
+    """
+    if tokens is None:
+        return ""
+    shown = (value for key, value in metadata or () if key == KEY and isinstance(value, str))
+    return tokens.tenant(next(shown, None))
 
 
 def _refusing(error: Exception) -> Handler:

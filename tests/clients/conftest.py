@@ -137,7 +137,7 @@ class TestServer:
 
     def set_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        self.health.set("", status.SERVING if serving else status.NOT_SERVING)
+        self.health.set("metanas.v1.FewShot", status.SERVING if serving else status.NOT_SERVING)
 
     def stop(self) -> None:
         self._server.stop(grace=None).wait()

@@ -123,7 +123,7 @@ class Client:
         self.stub = few_shot_pb2_grpc.FewShotStub(self.channel)
         self._health = health_pb2_grpc.HealthStub(self.channel)
 
-    def health(self, service: str = "") -> str:
+    def health(self, service: str = "metanas.v1.FewShot") -> str:
         answer = self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 

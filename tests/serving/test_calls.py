@@ -162,7 +162,7 @@ def test_an_export_is_the_file_in_chunks_of_at_most_a_mebibyte(server, support):
 
 
 def test_health_and_reflection_name_the_service(server):
-    assert server.health() == server.health("metanas.v1.FewShot") == "SERVING"
+    assert server.health("") == server.health("metanas.v1.FewShot") == "SERVING"
     names = ProtoReflectionDescriptorDatabase(server.channel).get_services()
     assert {"metanas.v1.FewShot", "grpc.health.v1.Health"} <= set(names)
 

@@ -243,7 +243,7 @@ def test_no_method_of_either_protocol_answers_without_a_valid_token(plant):
 
 
 def test_health_and_reflection_need_no_token(plant):
-    assert plant.health("metanas.v1.FewShot") == plant.health() == "SERVING"
+    assert plant.health("metanas.v1.FewShot") == plant.health("") == "SERVING"
     reflect = plant.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     assert next(iter(reflect(iter([b"\x3a\x00"]), timeout=20)))  # list_services
 

@@ -33,7 +33,7 @@ from metanas_client.task import Task
 from metanas_proto.v1 import few_shot_pb2 as pb
 
 _SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING
-_WHOLE_SERVER = StringValue(value="")
+_SERVICE = StringValue(value=pb.DESCRIPTOR.services_by_name["FewShot"].full_name)
 _READY_POLL_SECONDS = 0.1
 
 
@@ -296,7 +296,7 @@ class FewShotClient:
         """
         try:
             with self._connection.calling("is_ready", timeout_seconds=timeout_seconds) as call:
-                return call.health(_WHOLE_SERVER, timeout=call.timeout_seconds).value == _SERVING
+                return call.health(_SERVICE, timeout=call.timeout_seconds).value == _SERVING
         except (ServerUnavailableError, DeadlineExceededError):
             return False
 
