@@ -67,6 +67,7 @@ SECRETS = frozenset({"otlp_headers"})
 
 _MASK = "***"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_IN_TOML: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,), Path: (str,)}
 # What Kubernetes puts into the pods beside a Service called metanas-server.
 _SERVICE_LINK = re.compile(rf"{PREFIX}(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)")
 
@@ -136,11 +137,12 @@ def read_settings(arguments: Sequence[str] | None, environment: Mapping[str, str
     parser = _parser()
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        flags = [setting.flag for setting in SETTINGS]
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].partition('=')[0], flags)}")
+        nearest = _nearest(unknown[0].partition("=")[0], [setting.flag for setting in SETTINGS])
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
     flags = vars(given)
-    named = environment.get(f"{PREFIX}CONFIG") or None
-    file = flags.pop("config", None) or (named and Path(named))
+    file: Path | None = flags.pop("config", None)
+    if file is None and (named := environment.get(f"{PREFIX}CONFIG")):
+        file = Path(named)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     try:
@@ -171,9 +173,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         setting = by_name.get(key.replace("-", "_"))
         if setting is None:
             raise InvalidConfigError(f"{path}: {key!r} is no setting{_nearest(key, by_name)}")
-        accepted = {int: int, float: (int, float), bool: bool}.get(setting.kind, str)
-        is_number_for_truth = isinstance(value, bool) and setting.kind is not bool
-        if not isinstance(value, accepted) or is_number_for_truth or (setting.choices and value not in setting.choices):
+        if type(value) not in _IN_TOML[setting.kind] or (setting.choices and value not in setting.choices):
             raise InvalidConfigError(f"{path}: {key} must be {setting.wanted}, got {_masked(setting, value)}")
         values[setting.field] = path.parent / value if setting.kind is Path else setting.kind(value)
     return values

@@ -6,6 +6,8 @@
 Every message ends with what to do.
 """
 
+from collections.abc import Iterable
+
 import grpc
 
 from metanas_client.errors import (
@@ -91,7 +93,9 @@ def translate(
 
 
 def _retry_after_seconds(error: grpc.RpcError) -> float | None:
-    metadata = (error.trailing_metadata() if isinstance(error, grpc.Call) else None) or ()
+    metadata: Iterable[tuple[str, str | bytes]] = ()
+    if isinstance(error, grpc.Call):
+        metadata = error.trailing_metadata() or ()
     value = next((value for key, value in metadata if key == _RETRY_KEY), None)
     return int(value) / 1000 if isinstance(value, str) and value.isascii() and value.isdigit() else None
 
