@@ -47,11 +47,11 @@ from metanas_serving.readiness import Readiness
 from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
-from metanas_serving.unreadable import UnreadableRequests
 from metanas_serving.tenants import Authentication
 from metanas_serving.tokens import Tokens
 from metanas_serving.traces import open_traces
 from metanas_serving.transport import server_credentials
+from metanas_serving.unreadable import UnreadableRequests
 
 _log = logging.getLogger(__name__)
 

@@ -205,9 +205,9 @@ def test_an_alias_is_a_model_that_moves_with_it(process, client, task_id, pixels
 def test_an_unknown_model_or_version_is_not_found(client, task_id, pixels):
     images = as_input(pixels, "UINT8")
     for call, words in (
-        (lambda: client.infer("none", images), "no task 'none' among"),
-        (lambda: client.get_model_metadata("none"), "no task 'none' among"),
-        (lambda: client.get_model_config("../../etc/passwd"), "no task '../../etc/passwd' among"),
+        (lambda: client.infer("none", images), "no task 'none' on this server"),
+        (lambda: client.get_model_metadata("none"), "no task 'none' on this server"),
+        (lambda: client.get_model_config("../../etc/passwd"), "no task '../../etc/passwd' on this server"),
         (lambda: client.infer(task_id, images, model_version="2"), "has no version '2'; ask for '1'"),
     ):
         with pytest.raises(InferenceServerException) as caught:
