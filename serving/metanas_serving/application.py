@@ -48,7 +48,7 @@ from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
 from metanas_serving.tenants import Authentication
-from metanas_serving.tokens import Tokens
+from metanas_serving.tokens import FileTokens
 from metanas_serving.traces import open_traces
 from metanas_serving.transport import server_credentials
 from metanas_serving.unreadable import UnreadableRequests
@@ -78,7 +78,7 @@ class Application:
         """
         self._config = config
         self._credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-        self._tokens = None if config.tokens_path is None else Tokens.read(config.tokens_path)
+        self._tokens = None if config.tokens_path is None else FileTokens(config.tokens_path)
         self._traces = open_traces(config.otlp_endpoint, config.otlp_headers)
         self.adaptations = adaptations or prepare_adaptations(config)
         name = self.adaptations.start_values.meta_name

@@ -18,7 +18,7 @@ from metanas.errors import MetaNASError
 from metanas_serving.errors import TaskNotFoundError, UnauthenticatedError
 from metanas_serving.facts import TaskFacts
 from metanas_serving.tenants import tenant_of
-from metanas_serving.tokens import Tokens
+from metanas_serving.tokens import FileTokens
 
 _Answer = health_pb2.HealthCheckResponse
 
@@ -27,7 +27,7 @@ class Readiness(health.HealthServicer):  # type: ignore[misc]
     """The health service of one server."""
 
     def __init__(
-        self, services: Collection[str], *, tokens: Tokens | None, find: Callable[[str, str], TaskFacts]
+        self, services: Collection[str], *, tokens: FileTokens | None, find: Callable[[str, str], TaskFacts]
     ) -> None:
         """Say that the server lives and that nothing is ready yet.
 

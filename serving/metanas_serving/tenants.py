@@ -21,7 +21,7 @@ from metanas_serving import status
 from metanas_serving.allowance import Allowance
 from metanas_serving.around import Handler, around
 from metanas_serving.errors import RateError, UnauthenticatedError
-from metanas_serving.tokens import Tokens
+from metanas_serving.tokens import FileTokens
 
 KEY = "authorization"
 
@@ -45,7 +45,7 @@ def shown() -> str:
 class Authentication(grpc.ServerInterceptor):
     """Refuses calls without a valid token, and those of who calls too often."""
 
-    def __init__(self, tokens: Tokens | None, *, allowance: Allowance, services: Collection[str]) -> None:
+    def __init__(self, tokens: FileTokens | None, *, allowance: Allowance, services: Collection[str]) -> None:
         """Choose what is asked of callers.
 
         Args:
@@ -80,7 +80,7 @@ def _belonging(tenant: str) -> Iterator[None]:
     yield
 
 
-def tenant_of(tokens: Tokens | None, metadata: "Iterable[tuple[str, str | bytes]] | None") -> str:
+def tenant_of(tokens: FileTokens | None, metadata: "Iterable[tuple[str, str | bytes]] | None") -> str:
     """Whose a call with this metadata is; without tokens, of the tenant with the empty name.
 
     Raises:

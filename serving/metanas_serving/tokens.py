@@ -3,6 +3,7 @@
     new_token      a tenant                 ->  what its caller keeps, and the entry that the server keeps
     Tokens.read    a token file             ->  the tokens of a server
     Tokens.tenant  what a caller has shown  ->  its tenant, or UnauthenticatedError
+    FileTokens     the same, of the file as it is now
     read_entries, write_entries             the file, for ``tokens_cli``
 
 A token is ``metanas_ID_SECRET``: the id finds the entry, the secret is 256 random bits. The file holds
@@ -13,15 +14,21 @@ cannot be guessed, and each call is checked. It knows nothing of gRPC.
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from metanas_serving.errors import StartupError, UnauthenticatedError
 
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
 _PREFIX = "metanas"
 _TENANT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _TOKEN = re.compile(_PREFIX + r"_([0-9a-f]{16})_([0-9a-f]{64})")
@@ -99,6 +106,57 @@ class Tokens:
         if not hmac.compare_digest(_hash(entry.salt, secret), entry.sha256) or kind.lower() != "bearer":
             raise UnauthenticatedError(_REFUSAL)
         return entry.tenant
+
+
+class FileTokens:
+    """The tokens of a file, read again within a second of its change; safe to share between threads.
+
+    One that cannot be read any more leaves all as it was, which the log says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            StartupError: it cannot be used, or holds no token.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        self._looked_at = time.monotonic()
+        self._stamp = _stamp(path)
+        self._now = Tokens.read(path)
+
+    def tenant(self, authorization: str | None) -> str:
+        """The tenant of a caller, as of ``Tokens``."""
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK_SECONDS and self._lock.acquire(blocking=False):
+            try:
+                self._look_again()
+                self._looked_at = now
+            finally:
+                self._lock.release()
+        return self._now.tenant(authorization)
+
+    def _look_again(self) -> None:
+        if (stamp := _stamp(self._path)) == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            entries = read_entries(self._path)  # perhaps none: the last one was taken away
+        except StartupError as error:
+            _log.error("the tokens stay as they were: %s", error)
+            return
+        self._now = Tokens(entries)
+        _log.info("%s was read again: %d tokens", self._path, len(entries))
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever a file is written or replaced; None: it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def read_entries(path: Path) -> list[Entry]:

@@ -4,7 +4,7 @@
     metanas-tokens list FILE          ids and tenants
     metanas-tokens remove FILE ID     take a token away
 
-A server reads the file at its start. Exit codes: 0 done; 1 the file cannot be used; 2 wrong arguments.
+A running server reads the file again when it changes. Exit codes: 0 done; 1 the file cannot be used; 2 wrong arguments.
 """
 
 import argparse

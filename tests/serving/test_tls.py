@@ -1,8 +1,10 @@
 """TLS and client certificates over real connections, and where a server refuses to listen."""
 
 import socket
+import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -142,6 +144,32 @@ def test_certificates_that_cannot_be_used_are_refused_by_name(certificates, tmp_
         ServerConfig(tls_client_ca=good)
 
 
+def test_a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not(certificates, tmp_path, caplog):
+    """A bare gRPC server, for all that matters are its credentials."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(certificates.server.read_bytes())
+    key.write_bytes(certificates.server_key.read_bytes())
+    server = grpc.server(ThreadPoolExecutor(max_workers=1))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(certificate, key, None))
+    server.start()
+
+    def shown():
+        return ssl.get_server_certificate(("127.0.0.1", port))
+
+    def same(pem, path):
+        return ssl.PEM_cert_to_DER_cert(pem) == ssl.PEM_cert_to_DER_cert(path.read_text())
+
+    try:
+        assert same(shown(), certificates.server)
+        certificate.write_bytes(certificates.client.read_bytes())  # its key is not here yet
+        assert same(shown(), certificates.server)
+        assert "certificates stay as they were: cannot use --tls-cert" in caplog.text
+        key.write_bytes(certificates.client_key.read_bytes())
+        assert same(shown(), certificates.client)
+    finally:
+        server.stop(None)
+
+
 def test_a_client_does_not_send_its_token_to_another_machine_in_plain_text(monkeypatch):
     for address in ("192.0.2.7:50051", "edge-1.example:50051", "dns:///edge-1.example:50051", "[2001:db8::1]:50051"):
         with pytest.raises(InvalidRequestError, match=r"the token would go to .* in plain text"):
@@ -158,8 +186,6 @@ def test_a_client_does_not_send_its_token_to_another_machine_in_plain_text(monke
 
 
 def test_old_versions_of_tls_are_refused(mutual, certificates):
-    import ssl
-
     context = ssl.create_default_context(cafile=certificates.authority)
     context.load_cert_chain(certificates.client, certificates.client_key)
     host, _, port = mutual.address.partition(":")

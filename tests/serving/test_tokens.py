@@ -8,7 +8,7 @@ import pytest
 
 from metanas_serving import tokens_cli
 from metanas_serving.errors import StartupError, UnauthenticatedError
-from metanas_serving.tokens import Tokens
+from metanas_serving.tokens import FileTokens, Tokens
 
 
 def add(path, tenant, capsys):
@@ -40,6 +40,31 @@ def test_list_names_tokens_without_their_secrets_and_remove_takes_one_away(tmp_p
         tokens.tenant(f"Bearer {removed}")
     assert tokens_cli.main(["remove", str(path), removed.split("_")[1]]) == 1
     assert "`metanas-tokens list` names them" in capsys.readouterr().err
+
+
+def test_a_running_server_sees_tokens_come_and_go_and_keeps_them_when_the_file_breaks(
+    tmp_path, capsys, monkeypatch, caplog
+):
+    monkeypatch.setattr("metanas_serving.tokens._LOOK_SECONDS", 0.0)
+    path = tmp_path / "tokens.json"
+    first = add(path, "a", capsys)
+    tokens = FileTokens(path)
+    second = add(path, "b", capsys)
+    assert tokens.tenant(f"Bearer {second}") == "b"
+    content = path.read_text()
+    path.write_text("{")
+    assert tokens.tenant(f"Bearer {first}") == "a"
+    assert "the tokens stay as they were" in caplog.text
+    path.unlink()
+    assert tokens.tenant(f"Bearer {second}") == "b"
+    path.write_text(content)
+    for token in (first, second):
+        assert tokens_cli.main(["remove", str(path), token.split("_")[1]]) == 0
+        with pytest.raises(UnauthenticatedError):
+            tokens.tenant(f"Bearer {token}")
+    assert tokens_cli.main(["list", str(path)]) == 0
+    with pytest.raises(StartupError, match="holds no token"):
+        FileTokens(path)
 
 
 @pytest.mark.parametrize("tenant", ["a/b", "two words", "-x", "x" * 65, "\n", "é"])
