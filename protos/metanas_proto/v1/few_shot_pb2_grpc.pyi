@@ -11,6 +11,9 @@ An adaptation is a job. `Adapt` waits for it, and its caller's leaving ends it. 
 `UploadAdapt` answer at once with the job; it then runs whoever watches, until it is over or
 `CancelAdapt` ends it.
 
+A token stands for a tenant (a server without tokens has one), and all that a tenant learns, starts or
+names is there for itself alone.
+
 A task never changes. `UpdateTask` learns a new version of one, with more images or classes; an
 alias is a name of the caller's for a task, and moves to another one in one moment. Wherever a
 request has a task_id to read from, it may have an alias.
@@ -25,10 +28,14 @@ Units and limits, for every message:
 
 Errors (google.rpc codes):
   INVALID_ARGUMENT    the request can never work: the message says what was seen and what to do
-  NOT_FOUND           no task or job of that id
+  UNAUTHENTICATED     the server wants a token in the metadata `authorization: Bearer TOKEN`, and this
+                      call has none that it knows
+  NOT_FOUND           no task or job of that id, or it is another tenant's: that looks the same
   ALREADY_EXISTS      the idempotency key belongs to another request
   RESOURCE_EXHAUSTED  a message or upload over the limit, or more adaptations waiting, calls joined
-                      to one, or streams open than the server takes
+                      to one, or streams open than the server takes, or than it allows a tenant;
+                      where waiting helps, google.rpc.RetryInfo and the metadata `retry-after-ms` say
+                      for how long
   DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step, and an
                       answer that still reaches the caller says how far it got
   FAILED_PRECONDITION a stored task was written by a later version of the server; a task to be
