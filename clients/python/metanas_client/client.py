@@ -24,7 +24,7 @@ from metanas_client.adapt_request import MAX_PIECE_BYTES, AdaptOptions, adapt_re
 from metanas_client.connection import Connection, positive_seconds
 from metanas_client.content import ImageLike
 from metanas_client.defaults import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_SECONDS
-from metanas_client.errors import DeadlineExceededError, ServerUnavailableError
+from metanas_client.errors import DeadlineExceededError, ServerUnavailableError, TaskNotFoundError
 from metanas_client.job import AdaptJob
 from metanas_client.job_status import JobStatus, job_status
 from metanas_client.messages import task_info
@@ -289,7 +289,8 @@ class FewShotClient:
         """Ask the server's health service whether it serves.
 
         Returns:
-            False also where nothing listens or no answer comes within ``timeout_seconds``.
+            False also where nothing listens, no answer comes within ``timeout_seconds``, or what answers knows
+            no such service.
 
         Raises:
             MetaNASClientError: something answers that has no health service.
@@ -297,7 +298,7 @@ class FewShotClient:
         try:
             with self._connection.calling("is_ready", timeout_seconds=timeout_seconds) as call:
                 return call.health(_SERVICE, timeout=call.timeout_seconds).value == _SERVING
-        except (ServerUnavailableError, DeadlineExceededError):
+        except (ServerUnavailableError, DeadlineExceededError, TaskNotFoundError):
             return False
 
     def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
