@@ -7,7 +7,6 @@ Only ``otlp`` imports OpenTelemetry, and only ``open_traces`` imports that.
 """
 
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 
 import grpc
 
@@ -59,11 +58,10 @@ def open_traces(endpoint: str | None, headers: str | None) -> Traces:
     """
     if endpoint is None:
         return Traces()
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
+    try:
+        from metanas_serving.otlp import OtlpTraces
+    except ImportError as error:
         raise StartupError(
-            "--otlp-endpoint needs OpenTelemetry, which is not installed; pip install 'metanas-edge[otel]', or leave "
-            "it out"
-        )
-    from metanas_serving.otlp import OtlpTraces
-
+            f"--otlp-endpoint needs OpenTelemetry ({error}); pip install 'metanas-edge[otel]', or leave it out"
+        ) from error
     return OtlpTraces(endpoint, headers)

@@ -245,6 +245,8 @@ def test_ready_is_what_the_health_service_says(client: FewShotClient, server: Te
     assert client.is_ready()
     server.set_serving(False)
     assert not client.is_ready()
+    del server.health._server_status["metanas.v1.FewShot"]  # as a proxy that has a health service of its own
+    assert not client.is_ready()
 
 
 def test_an_address_where_nothing_listens_is_not_ready(closed_address: str) -> None:

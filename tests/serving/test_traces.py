@@ -108,7 +108,7 @@ def test_a_server_without_an_endpoint_imports_no_opentelemetry():
 def test_an_endpoint_that_is_none_and_a_missing_package_are_refused(monkeypatch):
     with pytest.raises(InvalidConfigError, match="otlp_endpoint must start with http:// or https://, got 'localhost"):
         ServerConfig(otlp_endpoint="localhost:4317")
-    monkeypatch.setattr("metanas_serving.traces.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "metanas_serving.otlp", None)  # as if what it imports were missing
     with pytest.raises(StartupError, match=r"needs OpenTelemetry, .* pip install 'metanas-edge\[otel\]'"):
         open_traces("http://localhost:4317", None)
     assert type(open_traces(None, None)) is Traces
