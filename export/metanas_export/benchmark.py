@@ -32,6 +32,7 @@ from metanas.model import TaskModel
 from metanas.preprocessing import scale
 from metanas_export import benchmark_process
 from metanas_export.product_rate import product_gflops
+from metanas_export.running import in_batches
 from metanas_export.runtimes import PACKAGES
 
 Floats = NDArray[np.float32]
@@ -235,7 +236,7 @@ def of_task(targets: Sequence[Target], task: TaskModel, **settings: Any) -> Benc
     return measure(
         targets,
         scale(task.support.images, task.preprocessing).numpy(),
-        scores=task.logits(task.support.images).numpy(),
+        scores=in_batches(lambda part: task.logits(part).numpy(), task.support.images),
         flop=2 * multiply_adds(task.space, task.genotype, n_way=len(task.class_names)),
         **settings,
     )

@@ -26,7 +26,7 @@ from metanas.preprocessing import scale
 from metanas_export.builder import Precision
 from metanas_export.errors import DisagreementError, ExportError
 from metanas_export.pictures import Pictures
-from metanas_export.running import Run, Scores, session
+from metanas_export.running import BATCH, Run, Scores, in_batches, session
 
 TIE = 1e-4
 """Scores this close, in logits, are a tie."""
@@ -87,7 +87,7 @@ def picture_set(task: TaskModel, pictures: Pictures) -> ImageSet:
 
 
 def _image_set(task: TaskModel, name: str, *, images: Tensor, labels: Tensor) -> ImageSet:
-    reference = task.logits(images).numpy()
+    reference = in_batches(lambda part: task.logits(part).numpy(), images)
     broken = int((~np.isfinite(reference)).any(axis=1).sum())
     if broken:
         raise ExportError(
@@ -102,11 +102,10 @@ def judge(run: Run, images: ImageSet, *, what: str, max_batch: int | None = None
 
     Args:
         what: the other way, for people.
-        max_batch: the most images that ``run`` takes at once; None: all.
+        max_batch: the most images that ``run`` takes at once; None: any number.
     """
-    size = max_batch or len(images.inputs)
-    parts = [run(images.inputs[first : first + size]) for first in range(0, len(images.inputs), size)]
-    return agreement(images.reference, np.concatenate(parts), what=f"torch / {what}", labels=images.labels)
+    scores = in_batches(run, images.inputs, size=min(max_batch or BATCH, BATCH))
+    return agreement(images.reference, scores, what=f"torch / {what}", labels=images.labels)
 
 
 def compare(task: TaskModel, onnx_model: bytes, *, precision: Precision = "fp32") -> list[Agreement]:
@@ -130,9 +129,10 @@ def compare(task: TaskModel, onnx_model: bytes, *, precision: Precision = "fp32"
 
 
 def batch_of_one(run: Run, images: ImageSet, *, what: str) -> Agreement:
-    """Compare a way to score with itself: all images at once, and each alone."""
-    alone = np.concatenate([run(image[None]) for image in images.inputs])
-    return agreement(run(images.inputs), alone, what=f"{what}: batch / one by one", labels=images.labels)
+    """Compare a way to score with itself on some of the images: all of these at once, and each alone."""
+    chosen = np.linspace(0, len(images.inputs) - 1, min(len(images.inputs), BATCH)).round().astype(int)
+    inputs, labels = images.inputs[chosen], images.labels[chosen]
+    return agreement(run(inputs), in_batches(run, inputs, size=1), what=f"{what}: batch / one by one", labels=labels)
 
 
 def agreement(reference: Scores, other: Scores, *, what: str, labels: NDArray[np.int64] | None = None) -> Agreement:

@@ -34,7 +34,7 @@ from metanas_export.errors import ExportError, UnsupportedTargetError
 from metanas_export.exporting import Order, export
 from metanas_export.formats import FORMATS, Format
 from metanas_export.pictures import MAX_PICTURES, read_pictures
-from metanas_export.plan import Profile
+from metanas_export.plan import BuildLimits, PlanOptions, Profile
 from metanas_export.targets import capability, flag
 
 MAX_BATCH = 4096
@@ -89,6 +89,13 @@ def _run(options: argparse.Namespace, *, formats: tuple[Format, ...]) -> list[Me
         takes_pictures=options.preprocess,
         gives_probabilities=options.softmax,
         min_agreement=options.min_agreement,
+        plan_options=PlanOptions(
+            version_compatible=options.version_compatible, hardware_compatible=options.hardware_compatible
+        ),
+        limits=BuildLimits(
+            seconds=options.max_build_seconds,
+            memory_bytes=None if options.max_build_mb is None else int(1e6 * options.max_build_mb),
+        ),
         benchmark=options.benchmark,
     )
     pictures = None if options.verify is None else read_pictures(options.verify, task)
@@ -152,6 +159,16 @@ def _percent(text: str) -> float:
     return value / 100
 
 
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
 def _parser(formats: tuple[Format, ...]) -> argparse.ArgumentParser:
     epilog = (__doc__ or "")[(__doc__ or "").index("Exit codes:") :]
     parser = argparse.ArgumentParser(
@@ -182,6 +199,12 @@ def _parser(formats: tuple[Format, ...]) -> argparse.ArgumentParser:
     )
     sizes.add_argument("--profile", type=_profile, metavar="MIN,OPT,MAX", help="all three batch sizes of a plan")
     add("--target", type=_targets, metavar="sm_80,...", help="GPUs that TensorRT-RTX builds for; default: all it can")
+    add("--version-compatible", action="store_true", help="plan: later versions of TensorRT run it too")
+    add("--hardware-compatible", action="store_true", help="plan: of TensorRT, for all GPUs from Ampere on")
+    add("--max-build-seconds", type=_above_zero, metavar="S", help="stop the build of a plan that takes longer")
+    add(
+        "--max-build-mb", type=_above_zero, metavar="MB", help="stop it when the process takes more memory (10^6 bytes)"
+    )
     add("--preprocess", action="store_true", help="ONNX file: take uint8 RGB pictures (batch, height, width, 3)")
     add("--softmax", action="store_true", help="ONNX file: give probabilities too, at the task's own temperature")
     add(

@@ -28,7 +28,7 @@ from metanas_export.errors import FormatError
 from metanas_export.formats import CONVERTED, Format, convert
 from metanas_export.model import build_onnx
 from metanas_export.pictures import Pictures
-from metanas_export.plan import Profile
+from metanas_export.plan import BuildLimits, PlanOptions, Profile
 from metanas_export.running import Run, session
 
 Say = Callable[[str], None]
@@ -54,6 +54,10 @@ class Order:
     """Whether the ONNX file has probabilities as a second output."""
     min_agreement: float | None = None
     """Fraction of images that must get torch's class; None: ``check.LEAST_AGREEMENT``."""
+    plan_options: PlanOptions = field(default_factory=PlanOptions)
+    """Which other GPUs and versions of TensorRT run the plan."""
+    limits: BuildLimits = field(default_factory=BuildLimits)
+    """Of the time and memory of a plan's build."""
     benchmark: bool = False
 
 

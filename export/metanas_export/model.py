@@ -66,11 +66,12 @@ def _converted(
         return model, ()
     # Imported here: a server that writes float32 needs neither.
     from metanas_export import quantising
-    from metanas_export.running import session
+    from metanas_export.running import in_batches, session
 
     chosen = np.linspace(0, len(task.support.images) - 1, min(len(task.support.images), MAX_IMAGES)).round()
     support = task.support.images[chosen.astype(int)]
-    images, reference = scale(support, task.preprocessing).numpy(), task.logits(support).numpy()
+    images = scale(support, task.preprocessing).numpy()
+    reference = in_batches(lambda part: task.logits(part).numpy(), support)
     steps = quantising.calibrate(graph, quantising.calibration_images(task)) if precision == "int8" else {}
 
     def made(keep: Iterable[str]) -> onnx.ModelProto:
@@ -82,7 +83,7 @@ def _converted(
         model = made(keep)
         if precision != "int8":
             model = casting.emulate(model)
-        return session(model.SerializeToString(), as_written=True)(images)
+        return in_batches(session(model.SerializeToString(), as_written=True), images)
 
     kept = keeping.choose(
         scores,

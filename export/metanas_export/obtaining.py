@@ -51,20 +51,28 @@ def obtain(
     profile: Profile,
     cache: PlanCache,
     targets: tuple[str, ...] | None = None,
+    options: PlanOptions | None = None,
     limits: BuildLimits | None = None,
     timing_cache: Path | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> Obtained:
-    """Get the plan of a task, and keep it in the cache. Arguments as for ``engine.build_plan``.
+    """Get the plan of a task, and keep it in the cache.
+
+    Args:
+        options: which GPUs and versions run the plan; whether it is refittable is decided here: where it can
+            run and be checked. None: neither others.
+
+    Other arguments are as for ``engine.build_plan``.
 
     Raises:
         TensorRTBuildError: it cannot be built either.
     """
     started = time.perf_counter()
     machine = this_machine(trt)
-    options = PlanOptions(refittable=_can_run(machine, targets))
+    fixed = replace(options or PlanOptions(), refittable=False)
+    options = replace(fixed, refittable=_can_run(machine, targets) and not fixed.version_compatible)
     key = make_key(onnx_model, machine, precision=precision, profile=profile, targets=targets, options=options)
-    rigid = replace(key, options=PlanOptions())
+    rigid = replace(key, options=fixed)
     tried: list[str] = []
 
     def done(plan: Plan, way: Way) -> Obtained:

@@ -79,10 +79,23 @@ def _of_the_machine(found: Sidecar, machine: Machine) -> list[str]:
     elif found.compute_capabilities is None:
         seen.append(f"it does not say which GPU it was built for, so not whether {machine.device} runs it")
     elif here not in found.compute_capabilities:
+        other = (
+            "" if _builds_for(machine) else f", for which {title(machine.flavour)} does not build: TensorRT does, there"
+        )
         seen.append(
-            f"it is for compute capability {', '.join(found.compute_capabilities)}, {machine.device.name} has {here}"
+            f"it is for compute capability {', '.join(found.compute_capabilities)}, {machine.device.name} has "
+            f"{here}{other}"
         )
     return seen
+
+
+def _builds_for(machine: Machine) -> bool:
+    """Whether the TensorRT of the machine builds plans for its GPU: TensorRT-RTX leaves out Jetson and data centres."""
+    return (
+        machine.flavour != "tensorrt_rtx"
+        or machine.device is None
+        or machine.device.compute_capability in targets.RTX_TARGETS
+    )
 
 
 def _later(machine: Machine, found: Sidecar) -> bool:
@@ -125,7 +138,7 @@ def _labels(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
 def rebuild(found: Sidecar, machine: Machine, *, wanted: Wanted | None = None) -> str:
     """The command that builds a plan that fits, to be run where the task model lies."""
     wanted = wanted or Wanted()
-    rtx = machine.flavour == "tensorrt_rtx"
+    rtx = machine.flavour == "tensorrt_rtx" and _builds_for(machine)
     profile = wanted.profile or found.profile
     parts = [
         "metanas-export task_model.pt",

@@ -19,6 +19,7 @@ from metanas.errors import MetaNASError
 from metanas.model import TaskModel
 from metanas_export import card, engine
 from metanas_export.errors import TensorRTMissingError
+from metanas_export.flavour import title
 from metanas_export.obtaining import obtain
 from metanas_export.plan import BuildProgress, Plan, sha256
 from metanas_export.plan_cache import PlanCache
@@ -60,6 +61,8 @@ def write(task: TaskModel, model: bytes, *, order: "Order", written: dict[str, P
             )
             written["triton"] = folder
             say(f"wrote {folder}: {len(paths)} files")
+            if plan is not None and fitting is None:
+                say(f"The plan of {title(plan.flavour)} is not among them: Triton runs plans of TensorRT alone.")
         except MetaNASError as error:
             failures.append(error)
     return failures
@@ -85,6 +88,8 @@ def _plan(task: TaskModel, model: bytes, *, order: "Order", flavour: str | None,
         profile=order.profile,
         cache=PlanCache(),
         targets=order.targets,
+        options=order.plan_options,
+        limits=order.limits,
         on_progress=on_progress,
     )
     plan, path = found.plan, order.folder / f"{order.name}.plan"

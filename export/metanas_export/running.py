@@ -20,7 +20,18 @@ Scores = NDArray[np.float32]
 Run = Callable[[Images], Scores]
 """Images as a file takes them, ``(batch, ...)``, to logits ``(batch, classes)``."""
 
-_BATCH = 16
+BATCH = 16
+"""Images at once: larger batches leave a processor's caches, and those of a whole set fill a small device's memory."""
+
+
+def in_batches(score: Callable[[Any], Scores], images: Any, *, size: int = BATCH) -> Scores:
+    """Score images a few at a time.
+
+    Args:
+        score: of torch or of a runtime.
+        images: an array or tensor ``(images, ...)``, at least one.
+    """
+    return np.concatenate([score(images[first : first + size]) for first in range(0, len(images), size)])
 
 
 def session(model: bytes, *, as_written: bool = False) -> Run:
@@ -42,7 +53,7 @@ def session(model: bytes, *, as_written: bool = False) -> Run:
 
 
 def observe(model: onnx.ModelProto, names: Sequence[str], *, images: Images) -> Iterator[dict[str, NDArray[Any]]]:
-    """Values of inner tensors, a few images at a time: those of a whole set would fill the memory."""
+    """Values of inner tensors, a few images at a time."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     known = {one.name for one in watched.graph.output}
@@ -50,8 +61,8 @@ def observe(model: onnx.ModelProto, names: Sequence[str], *, images: Images) -> 
         if name not in known:
             watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     loaded = _load(watched.SerializeToString(), as_written=True)
-    for first in range(0, len(images), _BATCH):
-        values = loaded.run(list(names), {INPUT_NAME: images[first : first + _BATCH]})
+    for first in range(0, len(images), BATCH):
+        values = loaded.run(list(names), {INPUT_NAME: images[first : first + BATCH]})
         yield dict(zip(names, values, strict=True))
 
 

@@ -1,7 +1,8 @@
 """The meta-models that come with this package, and what is known of each.
 
     Card     one meta-model: data, protocol, accuracies, cost, limits
-    cards    all of them
+    names    of all that are there, the default one first
+    cards    what is known of them
     path     a name  ->  its file
 
 A card is a JSON file beside the weights, written by ``training/model_card.py`` from evaluations. Needs no torch.
@@ -45,6 +46,12 @@ class Card:
         return rows
 
 
+def names() -> list[str]:
+    """The names of all bundled meta-models, the default one first; each has a file, and should have a card."""
+    found = [entry.name.removesuffix(".pt") for entry in _folder().iterdir() if entry.name.endswith(".pt")]
+    return sorted(found, key=lambda name: (name != DEFAULT, name))
+
+
 def cards() -> list[Card]:
     """The cards of all bundled meta-models, the default one first."""
     found = [
@@ -63,10 +70,7 @@ def path(name: str) -> Traversable:
     """
     file = _folder() / f"{name}.pt"
     if not name.isidentifier() or not file.is_file():
-        there = ", ".join(
-            sorted(one.name.removesuffix(".pt") for one in _folder().iterdir() if one.name.endswith(".pt"))
-        )
-        raise StartupError(f"no bundled meta-model is called {name!r}; there are: {there or 'none'}")
+        raise StartupError(f"no bundled meta-model is called {name!r}; there are: {', '.join(names()) or 'none'}")
     return file
 
 

@@ -21,13 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "list":
-            print("\n\n".join(_text(card) for card in bundled.cards()))
+            cards = {card.name: card for card in bundled.cards()}
+            print("\n\n".join(_text(cards[name]) if name in cards else _cardless(name) for name in bundled.names()))
         elif arguments.command == "path":
             print(bundled.path(arguments.name))
         else:
             bundled.path(arguments.name)
             values = [card.values for card in bundled.cards() if card.name == arguments.name]
-            print(json.dumps(values[0] if values else {}, indent=2, ensure_ascii=False))
+            if not values:
+                raise StartupError(_cardless(arguments.name))
+            print(json.dumps(values[0], indent=2, ensure_ascii=False))
     except StartupError as error:
         print(f"metanas-models: {error}", file=sys.stderr)
         return 1
@@ -37,17 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _text(card: bundled.Card) -> str:
     values = card.values
     rows = card.table()
+    minutes = values["processor_minutes"]
+    cost = "cost not recorded" if minutes is None else f"{minutes:.0f} processor minutes"
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
         (
             f"{card.name}: {values['summary']}",
             f"  trained on {values['trained_on']} (licence of the data: {values['data_licence']}), "
-            f"{values['processor_minutes']:.0f} processor minutes, seed {values['seed']}",
+            f"{cost}, seed {values['seed']}",
             *(f"  {line}" for line in lines),
             *(f"  limit: {limit}" for limit in values["limits"]),
         )
     )
+
+
+def _cardless(name: str) -> str:
+    return f"{name}: nothing is known of it; training/model_card.py writes its card from evaluations"
 
 
 def _parser() -> argparse.ArgumentParser:

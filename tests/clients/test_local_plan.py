@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.tasks import SupportSet
 from metanas_client import InvalidRequestError, ModelFileError, RuntimeMissingError
+from metanas_client import local_tensorrt
 from metanas_client.cli import main
 from metanas_client.local import TaskRunner
-from metanas_export import engine, onnx_bytes
+from metanas_export import engine, onnx_bytes, targets
 
 MAX_BATCH = 4
 
@@ -150,3 +152,31 @@ def test_a_tensorrt_that_is_missing_is_named_as_pip_names_it(
     change_sidecar(tensorrt={"flavour": "tensorrt", "version": "11.0"})
     with pytest.raises(RuntimeMissingError, match=r"built by tensorrt, which does not import here .*pip install"):
         TaskRunner(plan)
+
+
+def test_a_plan_that_brings_code_is_refused_unless_that_is_allowed(
+    plan: Path, change_sidecar: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_sidecar(version_compatible=True, tensorrt={"flavour": "tensorrt_rtx", "version": "0.9"})
+    with pytest.raises(InvalidRequestError, match=r"brings code for this machine's processor.*allow_code=True"):
+        TaskRunner(plan)
+    assert main(["run", str(plan), "a.png"]) == 2
+    assert "--allow-code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("capability", "command"),
+    [("12.1", "--format tensorrt-rtx --target sm_121"), ("8.7", "--format tensorrt, here and with TensorRT")],
+)
+def test_a_plan_for_another_gpu_is_refused_with_a_command_that_can_build_for_this_one(
+    plan: Path, change_sidecar: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capability: str, command: str
+) -> None:
+    gpu = SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(local_tensorrt, "Device", lambda: gpu)  # no GPU is at hand, least of all two
+    change_sidecar(compute_capabilities=["8.6"])
+    with pytest.raises(ModelFileError, match=rf"of compute capability 8\.6, this one has {capability}; .*{command}"):
+        TaskRunner(plan)
+
+
+def test_the_targets_of_tensorrt_rtx_are_those_of_the_exporter() -> None:
+    assert local_tensorrt.RTX_TARGETS == targets.RTX_TARGETS

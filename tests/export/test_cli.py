@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metanas.artifact import load_task
+from metanas.artifact import load_task, save_task
 from metanas_export import build_onnx, card, cli, engine, exporting
 from metanas_export.plan import sha256
 
@@ -155,22 +155,47 @@ def test_several_formats_are_compared_in_one_table(task_path, capsys) -> None:
     assert any(line.startswith("kept in float32: ") for line in lines)
 
 
-def test_an_onnx_export_with_its_check_takes_under_a_second_of_processor_time(task_path) -> None:
-    cli.main([str(task_path)])  # imports
+@pytest.fixture
+def full_size_path(tmp_path, build_task, build_cell) -> Path:
+    """A 20-way task of a larger network than those of Omniglot: two convolutions a node."""
+    cell = build_cell(*[[(0, "sep_conv_3x3"), (1, "conv_1x5_5x1")]] * 3)
+    task = build_task(cell, channels=28, image_size=28, n_way=20, shots=1)
+    assert task.report.parameter_count > 80_000
+    save_task(tmp_path / "task_model.pt", task)
+    return tmp_path / "task_model.pt"
+
+
+def test_an_onnx_export_with_its_check_takes_under_a_second_of_processor_time(full_size_path) -> None:
+    cli.main([str(full_size_path)])  # imports
     started = time.process_time()
-    assert cli.main([str(task_path)]) == 0
+    assert cli.main([str(full_size_path)]) == 0
     assert time.process_time() - started < 1.0
 
 
-def test_an_export_stays_under_700_mb(task_path, tmp_path) -> None:
+@pytest.mark.skipif(sys.platform == "darwin", reason="tensorrt-rtx has no wheel for macOS")
+def test_an_export_to_all_quick_formats_checked_on_200_pictures_stays_under_700_mb(full_size_path, tmp_path) -> None:
+    for package in ("openvino", "ai_edge_litert", "tensorrt_rtx"):
+        pytest.importorskip(package)
+    noise = np.random.default_rng(0)
+    for name in load_task(full_size_path).class_names:
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(10):
+            picture = Image.fromarray(noise.integers(0, 256, (105, 105), dtype=np.uint8))
+            picture.save(tmp_path / "pictures" / name / f"{number}.png")
     code = (
         "import resource, sys; from metanas_export.cli import main; code = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(code)"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6); sys.exit(code)"
     )
+    arguments = ["--format", "onnx,openvino,litert,tensorrt-rtx,triton", "--verify", str(tmp_path / "pictures")]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(task_path)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code, str(full_size_path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
     )
-    assert int(done.stdout.split()[-1]) < 700
+    assert "verify images     200" in done.stdout
+    assert float(done.stdout.split()[-1]) < 700
 
 
 def test_the_ends_are_in_the_onnx_file(task_path) -> None:
@@ -192,6 +217,33 @@ def test_a_gpu_that_is_not_built_for_keeps_the_onnx_file_and_exits_with_4(task_p
     assert cli.main([str(task_path), "--format", "onnx,tensorrt-rtx", "--target", "sm_90"]) == 4
     assert "TensorRT-RTX does not build for sm_90" in capsys.readouterr().err
     assert files(task_path.parent) == ["task_model.onnx", "task_model.pt"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="tensorrt-rtx has no wheel for macOS")
+def test_a_build_past_its_limit_keeps_the_onnx_file_and_exits_with_4(task_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setenv("METANAS_CACHE", str(task_path.parent / "cache"))
+    both = [str(task_path), "--format", "onnx,tensorrt-rtx"]
+    assert cli.main([*both, "--max-build-seconds", "0.001"]) == 4
+    assert "its limit is 0.001 s" in capsys.readouterr().err
+    assert cli.main([*both, "--max-build-mb", "1"]) == 4
+    assert "its limit is" in capsys.readouterr().err
+    assert files(task_path.parent) == ["task_model.onnx", "task_model.pt"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="tensorrt-rtx has no wheel for macOS")
+def test_a_repository_says_that_it_holds_no_plan_of_tensorrt_rtx(task_path, capsys) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert cli.main([str(task_path), "--format", "tensorrt-rtx,triton"]) == 0
+    assert "The plan of TensorRT-RTX is not among them" in capsys.readouterr().out
+    assert files(task_path.parent / "triton") == ["task_model_onnx"]
+
+
+@pytest.mark.parametrize("option", ["--version-compatible", "--hardware-compatible"])
+def test_compatibility_that_tensorrt_rtx_does_not_have_is_refused(task_path, capsys, option) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert cli.main([str(task_path), "--format", "tensorrt-rtx", option]) == 4
+    assert f"a {option[2:]} plan is asked for, and TensorRT-RTX" in capsys.readouterr().err
 
 
 def test_a_graph_that_answers_otherwise_is_not_written_and_exits_with_5(
@@ -261,6 +313,7 @@ def test_a_profile_that_makes_no_sense_is_a_usage_error(capsys, profile) -> None
     [
         (["task_model.pt", "--target", "pascal"], "'pascal' names no GPU; write it as sm_86"),
         (["task_model.pt", "--format", "onnx,caffe"], "there is no format 'caffe'; choose from onnx, openvino"),
+        (["task_model.pt", "--max-build-seconds", "nan"], "must be a number above 0, got 'nan'"),
         (["task_model.pt", "--min-agreement", "101"], "must be a percentage from 0 to 100, got '101'"),
         ([], "name one of task_model.pt and --server HOST --task ID"),
         (["--server", "localhost:1"], "--server and --task go together"),

@@ -18,6 +18,7 @@ from metanas_export.sidecar import Sidecar, read_sidecar, sidecar_path
 
 ADA = Device("NVIDIA L4", "8.9", 24 * 2**30, "13.0")
 ORIN = Device("Orin", "8.7", 8 * 2**30, "12.6")
+BLACKWELL = Device("Blackwell", "12.0", 32 * 2**30, "13.0")
 TURING = Device("Tesla T4", "7.5", 16 * 2**30, "13.0")
 
 
@@ -64,10 +65,20 @@ def test_a_plan_that_fits_is_read_with_its_sidecar(path, plan, adapted_task) -> 
 
 def test_another_device_is_refused_with_the_command_that_builds_for_it(path, plan) -> None:
     with pytest.raises(PlanMismatchError) as caught:
+        check_plan(path, machine_with(plan, BLACKWELL))
+    assert str(caught.value) == (
+        f"{path} cannot be used here: it is for compute capability 8.6, 8.9, Blackwell has 12.0. Build one that can:\n"
+        "  metanas-export task_model.pt --format tensorrt-rtx --precision fp32 --profile 1,1,8 --target sm_120"
+    )
+
+
+def test_for_a_gpu_that_tensorrt_rtx_does_not_build_for_the_command_is_tensorrts(path, plan) -> None:
+    with pytest.raises(PlanMismatchError) as caught:
         check_plan(path, machine_with(plan, ORIN))
     assert str(caught.value) == (
-        f"{path} cannot be used here: it is for compute capability 8.6, 8.9, Orin has 8.7. Build one that can:\n"
-        "  metanas-export task_model.pt --format tensorrt-rtx --precision fp32 --profile 1,1,8 --target sm_87"
+        f"{path} cannot be used here: it is for compute capability 8.6, 8.9, Orin has 8.7, for which TensorRT-RTX does "
+        "not build: TensorRT does, there. Build one that can:\n"
+        "  metanas-export task_model.pt --format tensorrt --precision fp32 --profile 1,1,8"
     )
 
 

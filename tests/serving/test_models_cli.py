@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import tomllib
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +25,23 @@ def test_every_bundled_file_has_a_card_of_that_very_file() -> None:
 
 
 def test_the_default_comes_first() -> None:
-    assert bundled.cards()[0].name == bundled.DEFAULT
+    assert bundled.cards()[0].name == bundled.names()[0] == bundled.DEFAULT
+
+
+def test_the_command_is_installed() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"]["metanas-models"] == "metanas_serving.models_cli:main"
+
+
+def test_a_meta_model_without_a_card_is_listed_and_said_to_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strange.pt").write_bytes(b"weights")
+    monkeypatch.setattr(bundled, "_folder", lambda: tmp_path)
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.startswith("strange: nothing is known of it; ")
+    assert main(["show", "strange"]) == 1
+    assert "nothing is known of it" in capsys.readouterr().err
 
 
 def test_the_list_shows_accuracies_cost_licence_and_limits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +51,8 @@ def test_the_list_shows_accuracies_cost_licence_and_limits(capsys: pytest.Captur
     first = card.values["evaluations"][0]
     assert f"{100 * first['inductive']['mean']:.2f} ± " in text
     assert f"{first['n_way']}-way {first['n_shot']}-shot" in text
-    assert f"{card.values['processor_minutes']:.0f} processor minutes" in text
+    minutes = card.values["processor_minutes"]
+    assert ("cost not recorded" if minutes is None else f"{minutes:.0f} processor minutes") in text
     assert card.values["data_licence"] in text
     assert all(f"limit: {limit}" in text for limit in card.values["limits"])
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from metanas.artifact import save_meta
+from metanas.artifact import load_meta, save_meta
 from metanas.model import MetaModel
 from metanas.network import Network
 from metanas.preprocessing import Preprocessing
@@ -74,3 +75,29 @@ def test_an_evaluation_of_another_file_is_refused(meta_file: Path, capsys: pytes
 def test_a_missing_evaluation_is_an_error(meta_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert write(meta_file, meta_file.parent / "nowhere") == 1
     assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("KEPT", "an evaluation lacks 'inductive'; run meta_evaluate.py"), ("seed", "does not say its seed; train it")],
+)
+def test_what_is_missing_is_named(
+    meta_file: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    if change == "seed":
+        meta = load_meta(meta_file)
+        save_meta(meta_file, replace(meta, provenance={"data": "somewhere"}))
+    folder = evaluation(meta_file.parent / "e", sha256=hashlib.sha256(meta_file.read_bytes()).hexdigest())
+    if change == "KEPT":
+        results = json.loads((folder / "results.json").read_text())
+        del results["runs"][0]["evaluation"]["inductive"]
+        (folder / "results.json").write_text(json.dumps(results))
+    assert write(meta_file, folder) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_cost_that_was_not_recorded_is_not_made_up(meta_file: Path) -> None:
+    save_meta(meta_file, replace(load_meta(meta_file), provenance={"data": "somewhere", "seed": 1}))
+    folder = evaluation(meta_file.parent / "e", sha256=hashlib.sha256(meta_file.read_bytes()).hexdigest())
+    assert write(meta_file, folder) == 0
+    assert json.loads((meta_file.parent / "x.card.json").read_text())["processor_minutes"] is None

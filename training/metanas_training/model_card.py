@@ -44,7 +44,7 @@ def card(
         evaluations: contents of ``results.json``.
 
     Raises:
-        EvaluationError: an evaluation is not of this file.
+        EvaluationError: an evaluation is not of this file, or the meta-model does not say what it was trained on.
     """
     rows = []
     for results in evaluations:
@@ -57,13 +57,17 @@ def card(
         found = runs[0]["evaluation"]
         rows.append({name: found[name] for name in KEPT} | {"n_query": results["n_query"], "seed": results["seed"]})
     provenance = meta.provenance
+    missing = [name for name in ("data", "seed") if name not in provenance]
+    if missing:
+        raise EvaluationError(f"the meta-model does not say its {' and '.join(missing)}; train it with meta_train.py")
+    cpu_seconds = provenance.get("training_cpu_seconds")
     return {
         "summary": summary,
         "sha256": sha256,
         "trained_on": provenance["data"],
         "data_licence": data_licence,
         "seed": provenance["seed"],
-        "processor_minutes": provenance["training_cpu_seconds"] / 60,
+        "processor_minutes": None if cpu_seconds is None else cpu_seconds / 60,
         "image": meta.preprocessing.to_dict(),
         "evaluations": rows,
         "limits": list(limits),
@@ -85,8 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             limits=arguments.limit,
         )
         write_json(arguments.output, values)
-    except (MetaNASError, OSError, ValueError, KeyError) as error:
+    except (MetaNASError, OSError, ValueError) as error:
         print(f"model_card: {error}", file=sys.stderr)
+        return 1
+    except KeyError as error:
+        print(f"model_card: an evaluation lacks {error}; run meta_evaluate.py of this version again", file=sys.stderr)
         return 1
     print(f"wrote {arguments.output}")
     return 0

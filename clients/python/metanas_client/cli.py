@@ -171,7 +171,7 @@ def _classify(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
 
 
 def _run(options: argparse.Namespace) -> Outcome:
-    with TaskRunner(options.model) as runner:
+    with TaskRunner(options.model, allow_code=options.allow_code) as runner:
         return _answers(options.images, runner.classify(options.images))
 
 
@@ -292,5 +292,6 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[printed], help="classify PNG or JPEG files by an exported model")
     run.add_argument("model", type=Path, metavar="MODEL", help="task_model.onnx, or task_model.plan with its sidecar")
     run.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    run.add_argument("--allow-code", action="store_true", help="let a version-compatible plan run the code it brings")
     run.set_defaults(run=_run)
     return parser

@@ -46,6 +46,7 @@ class TaskRunner:
         batch_size: int | None = None,
         threads: int = 1,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        allow_code: bool = False,
     ) -> None:
         """Open an exported file.
 
@@ -55,9 +56,10 @@ class TaskRunner:
                 batch where that is less. ``classify`` takes any number.
             threads: that one call computes on; of ONNX Runtime.
             providers: of ONNX Runtime, first to last; the first one must start.
+            allow_code: whether code for the processor that a version-compatible plan brings may run.
 
         Raises:
-            InvalidRequestError: another kind of file, or a number out of range.
+            InvalidRequestError: another kind of file, a number out of range, or a plan that brings code.
             ModelFileError: the file cannot be used; the message says why.
             RuntimeMissingError: the runtime, or the GPU for a plan, is missing.
             OSError: the file cannot be read.
@@ -69,7 +71,7 @@ class TaskRunner:
             raise InvalidRequestError(f"batch_size must be 1 or more, got {batch_size}")
         if not providers:
             raise InvalidRequestError('providers is empty; pass at least one, for example ["CPUExecutionProvider"]')
-        self._model = self._open(threads=threads, providers=providers)
+        self._model = self._open(threads=threads, providers=providers, allow_code=allow_code)
         limit = self._model.batch_limit
         if limit is not None and batch_size is not None and batch_size > limit:
             raise InvalidRequestError(
@@ -124,12 +126,12 @@ class TaskRunner:
         """Give the memory of a GPU back; what was opened from ONNX goes with the object."""
         self._model.close()
 
-    def _open(self, *, threads: int, providers: Sequence[str]) -> OnnxModel | PlanModel:
+    def _open(self, *, threads: int, providers: Sequence[str], allow_code: bool) -> OnnxModel | PlanModel:
         match self.path.suffix.lower():
             case ".onnx":
                 return OnnxModel(self.path, threads=threads, providers=providers)
             case ".plan":
-                return PlanModel(self.path)
+                return PlanModel(self.path, allow_code=allow_code)
         raise InvalidRequestError(
             f"{self.path} is neither an .onnx nor a .plan file; metanas-export makes both from a task_model.pt"
         )

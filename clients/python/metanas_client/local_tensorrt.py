@@ -26,6 +26,8 @@ from metanas_client.local_cuda import Device
 
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 """Flavours as sidecars and Python name them, and as pip does."""
+RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT-RTX builds for; for others, Jetson's among them, TensorRT does on their machine."""
 
 
 class PlanModel:
@@ -33,10 +35,14 @@ class PlanModel:
 
     takes_pictures = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_code: bool = False) -> None:
         """Open a plan.
 
+        Args:
+            allow_code: whether code for the processor that a version-compatible plan brings may run.
+
         Raises:
+            InvalidRequestError: it brings some, and it may not.
             ModelFileError: sidecar or plan are damaged, do not belong together, or are for another
                 TensorRT or GPU.
             RuntimeMissingError: that TensorRT is not installed, or there is no GPU.
@@ -61,6 +67,11 @@ class PlanModel:
                 f"the sidecar of {path} contradicts itself: the plan takes images of {shapes[0]} and gives {shapes[1]} "
                 f"scores, but preprocessing and names make {[*self._image]} and {[classes]}; {_rebuild(sidecar)}"
             )
+        if movable and not allow_code:
+            raise InvalidRequestError(
+                f"{path} is version-compatible: it brings code for this machine's processor, which would run; if you "
+                "trust where it comes from, allow it: TaskRunner(..., allow_code=True), or --allow-code"
+            )
         trt = _find(flavour, path=path)
         if trt.__version__ != version and not movable:
             raise ModelFileError(
@@ -78,8 +89,7 @@ class PlanModel:
         # All three live as long as the context does: it refers to them without holding them.
         self._log = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._log)
-        if movable:  # such a plan brings the code of its own version with it
-            self._runtime.engine_host_code_allowed = True
+        self._runtime.engine_host_code_allowed = movable
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise ModelFileError(
@@ -158,6 +168,8 @@ def _rebuild(sidecar: dict[str, Any], compute_capability: str | None = None) -> 
     command = "build it again: metanas-export task_model.pt --format "
     if flavour != "tensorrt_rtx":
         return f"{command}tensorrt"
+    if compute_capability is not None and compute_capability not in RTX_TARGETS:
+        return f"{command}tensorrt, here and with TensorRT: TensorRT-RTX does not build for this GPU"
     target = "" if compute_capability is None else f" --target sm_{compute_capability.replace('.', '')}"
     return f"{command}tensorrt-rtx{target}"
 
