@@ -202,9 +202,7 @@ def _parser(formats: tuple[Format, ...]) -> argparse.ArgumentParser:
     add("--version-compatible", action="store_true", help="plan: later versions of TensorRT run it too")
     add("--hardware-compatible", action="store_true", help="plan: of TensorRT, for all GPUs from Ampere on")
     add("--max-build-seconds", type=_above_zero, metavar="S", help="stop the build of a plan that takes longer")
-    add(
-        "--max-build-mb", type=_above_zero, metavar="MB", help="stop it when the process takes more memory (10^6 bytes)"
-    )
+    add("--max-build-mb", type=_above_zero, metavar="MB", help="stop it when the process takes more memory")
     add("--preprocess", action="store_true", help="ONNX file: take uint8 RGB pictures (batch, height, width, 3)")
     add("--softmax", action="store_true", help="ONNX file: give probabilities too, at the task's own temperature")
     add(

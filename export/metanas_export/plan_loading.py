@@ -79,9 +79,7 @@ def _of_the_machine(found: Sidecar, machine: Machine) -> list[str]:
     elif found.compute_capabilities is None:
         seen.append(f"it does not say which GPU it was built for, so not whether {machine.device} runs it")
     elif here not in found.compute_capabilities:
-        other = (
-            "" if _builds_for(machine) else f", for which {title(machine.flavour)} does not build: TensorRT does, there"
-        )
+        other = "" if _builds_for(machine) else ", for which TensorRT-RTX does not build: TensorRT does, there"
         seen.append(
             f"it is for compute capability {', '.join(found.compute_capabilities)}, {machine.device.name} has "
             f"{here}{other}"

@@ -18,8 +18,7 @@ import torch
 from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.tasks import SupportSet
-from metanas_client import InvalidRequestError, ModelFileError, RuntimeMissingError
-from metanas_client import local_tensorrt
+from metanas_client import InvalidRequestError, ModelFileError, RuntimeMissingError, local_tensorrt
 from metanas_client.cli import main
 from metanas_client.local import TaskRunner
 from metanas_export import engine, onnx_bytes, targets

@@ -27,7 +27,7 @@ from metanas_client.local_cuda import Device
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 """Flavours as sidecars and Python name them, and as pip does."""
 RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities that TensorRT-RTX builds for; for others, Jetson's among them, TensorRT does on their machine."""
+"""Compute capabilities that TensorRT-RTX builds for; for others, Jetson's too, TensorRT does on their machine."""
 
 
 class PlanModel:
