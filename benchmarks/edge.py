@@ -1,10 +1,10 @@
 """What an answer on the device costs: from the start of a process to its first answer, and its memory.
 
-    python benchmarks/edge.py --starts 20
+    python benchmarks/edge.py
 
-A 20-way task is adapted by the bundled meta-model (or taken from ``runs/export_agreement``) and exported as
-ONNX; each way to answer (``exporting.first_answer``) is started anew for each measurement, on one thread, in
-turn. Files lie in the page cache: a device that was just switched on also waits for its disk.
+A 20-way task is adapted by the default bundled meta-model (or taken from where ``export_agreement.py`` keeps it) and
+exported as ONNX; each way to answer (``exporting.first_answer``) is started anew for each measurement, on one
+thread, in turn. Files lie in the page cache: a device that was just switched on also waits for its disk.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from exporting import first_answer
-from exporting.tasks import load_task
+from exporting.tasks import load_task, metas
 from measuring import machine
 from measuring.subjects import ROOT, picture
 from PIL import Image
@@ -33,7 +33,7 @@ WAYS = {
     "torch": "torch, the task model",
 }
 TASK = 2
-"""Of ``exporting.tasks``: Omniglot, 20-way 1-shot."""
+"""Of ``exporting.tasks``: 20-way 1-shot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Start:
 def main() -> int:
     """Measure each way, print a table, write it."""
     options = _parse()
-    subject = load_task(TASK, folder=ROOT / "runs" / "export_agreement")
+    subject = load_task(TASK)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {way: folder / ("task_model.pt" if way == "torch" else "task_model.onnx") for way in WAYS}
@@ -67,7 +67,7 @@ def main() -> int:
         file_bytes = {way: model.stat().st_size for way, model in models.items()}
     if {start.answer for start in found["runner"]} != {start.answer for start in found["torch"]}:
         raise SystemExit("torch and TaskRunner gave different answers; see benchmarks/export_agreement.py")
-    about = machine.describe()
+    about = {**machine.describe(), "meta": metas()[0]}
     text = table(found, file_bytes, about)
     print(text)
     values = {way: [asdict(start) for start in starts] for way, starts in found.items()}
@@ -105,7 +105,8 @@ def table(found: dict[str, list[Start]], file_bytes: dict[str, int], about: dict
     lines = [
         f"Measured by `python benchmarks/edge.py --starts {count}` on {about['processor']}, {about['cores']} cores, "
         f"load average {about['load_average_at_start']} when it ended; Python {about['python']}, ONNX Runtime "
-        f"{about['onnxruntime']}, torch {about['torch']}; {count} starts each, files in the page cache.",
+        f"{about['onnxruntime']}, torch {about['torch']}; {count} starts each, files in the page cache; "
+        f"meta-model {about['meta']}.",
         "",
         "| a 20-way task on | start to first answer: median | fastest | slowest | processor time: median "
         "| peak memory: median | file |",
@@ -124,7 +125,7 @@ def table(found: dict[str, list[Start]], file_bytes: dict[str, int], about: dict
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=20, help="of each way; default: %(default)s")
+    parser.add_argument("--starts", type=int, default=10, help="of each way; default: %(default)s")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args()
 

@@ -2,8 +2,8 @@
 
     python benchmarks/export_benchmark.py
 
-The task is adapted by the bundled meta-model (or taken from ``runs/export_agreement``); what is measured, and how,
-is in ``metanas_export.benchmark``.
+The task is adapted by the default bundled meta-model, or taken from where ``export_agreement.py`` keeps it; what is
+measured, and how, is in ``metanas_export.benchmark``.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 from exporting.agreeing import FORMATS
-from exporting.tasks import load_task
+from exporting.tasks import load_task, metas
+from measuring import machine
 from measuring.subjects import ROOT
 
 from metanas_export import benchmark, benchmark_report
@@ -24,14 +25,14 @@ from metanas_export.formats import Format, convert
 from metanas_export.model import build_onnx
 
 TASK = 2
-"""Of ``exporting.tasks``: Omniglot, 20-way 1-shot."""
+"""Of ``exporting.tasks``: 20-way 1-shot."""
 
 
 def main() -> int:
     """Export, measure, print, write."""
     options = _parse()
     torch.set_num_threads(1)
-    subject = load_task(TASK, folder=ROOT / "runs" / "export_agreement")
+    subject = load_task(TASK)
     targets = []
     with TemporaryDirectory() as folder:
         for precision in options.precision:
@@ -49,7 +50,14 @@ def main() -> int:
                     continue
                 targets.append(_written(contents, Path(folder), form=form, precision=precision))
         found = benchmark.of_task(sorted(targets, key=lambda one: FORMATS.index(one.kind)), subject.task)
-    print(benchmark_report.table(found))
+    text = benchmark_report.table(found)
+    print(text)
+    about = machine.describe()
+    head = (
+        f"Measured by `python benchmarks/export_benchmark.py` on {about['processor']}, {about['cores']} cores: "
+        f"{subject.kind}, {metas()[0]}."
+    )
+    (options.output / "export_benchmark.md").write_text(f"{head}\n\n```\n{text}\n```\n", encoding="utf-8")
     for path in benchmark_report.write(found, options.output, name="export_benchmark"):
         print(f"wrote {path}")
     return 0

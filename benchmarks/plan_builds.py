@@ -2,10 +2,11 @@
 
     python benchmarks/plan_builds.py --tasks 30
 
-The tasks are those of ``export_agreement.py``, adapted by the bundled meta-model and kept in ``--work``. Every
-one is built in each precision for two GPUs. ``again`` builds the same network a second time; ``timing cache``
-does so with the timing cache that TensorRT-RTX still has calls for and this package leaves out; ``found`` asks
-``PlanCache``. On a busy machine the processor time of the first build says more than its seconds.
+The tasks are those of ``export_agreement.py``, adapted by the bundled meta-models and kept in ``--work``. Every
+one is built in each precision for two GPUs, and asked of ``PlanCache`` afterwards (``found``). The first
+``--again-tasks`` are built twice more: ``again`` as they are, ``timing cache`` with the timing cache that TensorRT-RTX
+still has calls for and this package leaves out. On a busy machine the processor time of the first build says more
+than its seconds.
 Writes ``plan_builds.json`` and ``plan_builds.md``.
 
 Exit code 1: a plan could not be built.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exporting.tasks import load_task
+from exporting.tasks import WORK, load_task, metas
 from measuring import machine
 from measuring.subjects import ROOT
 
@@ -64,8 +65,10 @@ def main() -> int:
                     first = obtain(trt, subject.task, onnx_model=model, cache=cache, **ask)
                     processor = time.process_time() - processor
                     peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                    again = engine.build_plan(trt, model, profile=PROFILE, targets=TARGETS)
-                    with_timings = _with_timing_cache(trt, model, timings)
+                    again = []
+                    if number < options.again_tasks:
+                        again.append(engine.build_plan(trt, model, profile=PROFILE, targets=TARGETS).seconds)
+                        again.append(_with_timing_cache(trt, model, timings))
                     found = obtain(trt, subject.task, onnx_model=model, cache=cache, **ask)
                 except TensorRTBuildError as error:
                     failures.append(f"{subject.name} {precision}: {error}")
@@ -75,14 +78,15 @@ def main() -> int:
                 row = times.setdefault(precision, {name: [] for name in COLUMNS})
                 row["first"].append(first.plan.seconds)
                 row["processor"].append(processor)
-                row["again"].append(again.seconds)
-                row["timing cache"].append(with_timings)
+                for name, seconds in zip(("again", "timing cache"), again, strict=False):
+                    row[name].append(seconds)
                 row["found"].append(found.seconds)
                 sizes.setdefault(precision, []).append(len(first.plan.data))
             print(f"{subject.name}: built", file=sys.stderr, flush=True)
     values: dict[str, Any] = {
         "machine": machine.describe(),
-        "command": f"python benchmarks/plan_builds.py --tasks {options.tasks}",
+        "command": f"python benchmarks/plan_builds.py --tasks {options.tasks} --again-tasks {options.again_tasks}",
+        "metas": metas(),
         "tensorrt": engine.describe(trt),
         "targets": TARGETS,
         "profile": PROFILE.to_dict(),
@@ -116,13 +120,14 @@ def markdown(values: dict[str, Any]) -> str:
     lines = [
         f"`{values['command']}` on {about['processor']}, {about['cores']} cores, load average "
         f"{about['load_average_at_start']:g} before it began, no GPU; {values['tensorrt']}, targets "
-        f"{', '.join(values['targets'])}, batches 1 to {values['profile']['max_batch']}.",
+        f"{', '.join(values['targets'])}, batches 1 to {values['profile']['max_batch']}; tasks of the bundled "
+        f"meta-models {', '.join(values['metas'])}.",
         "",
         "| precision | plans | build, median (slowest) | processor time | again | with timing cache | found | size |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for precision, row in values["seconds"].items():
-        middle = {name: statistics.median(seconds) for name, seconds in row.items()}
+        middle = {name: statistics.median(seconds or [float("nan")]) for name, seconds in row.items()}
         lines.append(
             f"| {precision} | {len(row['first'])} | {middle['first']:.2f} s ({max(row['first']):.2f} s) | "
             f"{middle['processor']:.2f} s | "
@@ -141,7 +146,8 @@ def markdown(values: dict[str, Any]) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "export_agreement", help="for adapted tasks")
+    parser.add_argument("--again-tasks", type=int, default=8, metavar="N", help="built twice more (%(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="for adapted tasks")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args()
 

@@ -62,16 +62,15 @@ def markdown(
     tasks = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     lines = [
         f"Measured by `{about['command']}` on {about['processor']}: {sum(kinds.values())} tasks adapted by the bundled "
-        f"meta-model with its own schedule ({tasks}); {about['versions']}.",
+        f"meta-models {', '.join(about['metas'])} with their own schedules ({tasks}); {about['versions']}.",
         "",
         "Each file is compared with torch on held-out images of the task's classes. *Same class*: the largest score is "
         "torch's; of all images, then of the median and of the worst task. *Difference*: the largest of a score, as a "
-        "fraction of torch's largest. *Accuracy*: mean over tasks; torch has "
-        f"{rows[0]['torch_accuracy']:.2%}.",
+        "fraction of torch's largest. *Accuracy*: mean over the row's tasks, and torch's on the same.",
         "",
         "| format | precision | tasks | images | same class | median | least | must | difference: median | largest "
-        "| must | accuracy | reached |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| must | accuracy | torch's | reached |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         limit = LIMITS[row["precision"]]
@@ -80,6 +79,7 @@ def markdown(
             f"| {row['format']} | {row['precision']} | {row['tasks']} | {row['images']} | {row['same_class']:.3%} | "
             f"{row['same_class_median']:.2%} | {row['same_class_least']:.2%} | {limit.same_class:.1%} | "
             f"{row['difference_median']:.1e} | {row['difference_largest']:.1e} | {must} | {row['accuracy']:.2%} | "
+            f"{row['torch_accuracy']:.2%} | "
             f"{'yes' if row['reached'] else '**no**'} |"
         )
     if missing:

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from exporting import table
 from exporting.agreeing import Agreement, Missing, Reference, agree
-from exporting.tasks import Kind, Subject, kinds
+from exporting.including import include, renew
+from exporting.tasks import Kind, Subject, kinds, kinds_of
 from measuring.subjects import untrained
 from onnx import numpy_helper
 
@@ -19,6 +21,7 @@ from metanas.tasks import SupportSet
 from metanas_export import casting
 from metanas_export.graph import build_graph
 from metanas_export.model import build_onnx
+from metanas_serving import bundled
 
 ONE = Agreement(
     task="a",
@@ -44,10 +47,34 @@ def subject() -> Subject:
     return Subject("small", Kind("noise", 3, 2), task, images[6:], torch.arange(12) % 3)
 
 
-def test_thirty_tasks_hold_every_kind_at_least_three_times():
+def test_thirty_tasks_hold_every_kind_of_every_bundled_meta_model():
     counts = Counter(kinds(30))
-    assert len(counts) == 8
-    assert min(counts.values()) == 3
+    assert {kind.meta for kind in counts} == set(bundled.names())
+    assert min(counts.values()) >= 30 // len(counts) >= 1
+    assert all(kind.n_way * kind.n_query <= 100 for kind in counts)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "channels", "expected"),
+    [
+        ("omniglot-vinyals/train", 1, ["glyphs", "omniglot"]),
+        ("glyphs/train", 1, ["glyphs", "omniglot"]),
+        ("miniimagenet/train", 3, ["miniimagenet"]),
+        ("cifar_fs/train", 3, ["cifar_fs"]),
+        ("", 3, []),
+    ],
+)
+def test_a_meta_model_is_asked_for_what_it_was_trained_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained_on: str, channels: int, expected: list[str]
+):
+    for folder in ("omniglot", "miniimagenet", "cifar100"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("METANAS_DATA", str(tmp_path))
+    found = kinds_of("one", trained_on=trained_on, channels=channels)
+    assert sorted({kind.data for kind in found}) == expected
+    assert {kind.n_way for kind in found} == ((set() if not expected else {5, 20} if channels == 1 else {5}))
+    (tmp_path / "omniglot").rmdir()
+    assert "omniglot" not in {kind.data for kind in kinds_of("one", trained_on=trained_on, channels=channels)}
 
 
 def test_a_good_file_agrees_and_its_accuracy_is_torchs(subject: Subject):
@@ -94,9 +121,27 @@ def test_float32_is_judged_by_its_scores_too():
 
 def test_the_table_marks_what_is_missed_and_lists_what_is_not_there():
     rows = [table.summarise([ONE]), table.summarise([replace(ONE, precision="int8", same_class=0.9)])]
-    about = {"command": "the command", "processor": "a processor", "versions": "onnxruntime 1"}
+    about = {"command": "the command", "processor": "a processor", "versions": "onnxruntime 1", "metas": ["m (12)"]}
     text = table.markdown(rows, {"litert bf16": "has none"}, kinds={"noise, 3-way 2-shot": 1}, about=about)
     assert "| onnx | fp16 | 1 | 100 | 100.000% |" in text
     assert [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| onnx")] == ["yes", "**no**"]
     assert "- litert bf16: has none" in text
-    assert "(1 x noise, 3-way 2-shot)" in text
+    assert "meta-models m (12) with their own schedules (1 x noise, 3-way 2-shot)" in text
+
+
+def test_a_table_replaces_what_stood_between_its_marks(tmp_path: Path):
+    (tmp_path / "a.md").write_text("| new |\n")
+    text = "before\n<!-- table: a.md -->\n| old |\n<!-- end of table -->\nafter\n"
+    renewed = include(text, results=tmp_path)
+    assert renewed == "before\n<!-- table: a.md -->\n\n| new |\n\n<!-- end of table -->\nafter\n"
+    assert include(renewed, results=tmp_path) == renewed
+    (tmp_path / "page.md").write_text(text)
+    assert renew([tmp_path / "page.md"], results=tmp_path) == [tmp_path / "page.md"]
+    assert renew([tmp_path / "page.md"], results=tmp_path) == []
+
+
+def test_the_tables_in_the_documents_are_those_of_the_results():
+    root = Path(__file__).parents[2]
+    for page in sorted((root / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        assert include(text, results=root / "benchmarks" / "results") == text, f"{page}: export_all.py --tables-only"
