@@ -64,6 +64,8 @@ class Latency:
     calls: int
     p50_ms: float
     p99_ms: float
+    processor_ms: float
+    """Of all threads, a call: what other work on the machine changes little."""
     images_per_second: float
     """All images by the time of all calls."""
     share_of_limit: float
@@ -200,7 +202,10 @@ def _ask(
 
 
 def _measured(found: Mapping[str, Any], *, scores: Floats, limit: float) -> Measured:
-    single, largest = (_latency(int(batch), taken, limit=limit) for batch, taken in found["call_seconds"].items())
+    single, largest = (
+        _latency(int(batch), taken, processor_seconds=found["processor_seconds"][batch], limit=limit)
+        for batch, taken in found["call_seconds"].items()
+    )
     other = found["scores"].astype(np.float64)
     return Measured(
         runtime=found["runtime"],
@@ -216,11 +221,19 @@ def _measured(found: Mapping[str, Any], *, scores: Floats, limit: float) -> Meas
     )
 
 
-def _latency(batch: int, taken: Sequence[float], *, limit: float) -> Latency:
-    """Args: limit: images a second at the matrix product's rate."""
+def _latency(batch: int, taken: Sequence[float], *, processor_seconds: float, limit: float) -> Latency:
+    """Args: processor_seconds: of a call; limit: images a second at the matrix product's rate."""
     images_per_second = batch * len(taken) / sum(taken)
     p50, p99 = 1000 * np.quantile(taken, (0.5, 0.99))
-    return Latency(batch, len(taken), float(p50), float(p99), images_per_second, images_per_second / limit)
+    return Latency(
+        batch=batch,
+        calls=len(taken),
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+        processor_ms=1000 * processor_seconds,
+        images_per_second=images_per_second,
+        share_of_limit=images_per_second / limit,
+    )
 
 
 def _file_bytes(path: Path) -> int:

@@ -72,7 +72,7 @@ def test_a_meta_model_is_asked_for_what_it_was_trained_for(
     monkeypatch.setenv("METANAS_DATA", str(tmp_path))
     found = kinds_of("one", trained_on=trained_on, channels=channels)
     assert sorted({kind.data for kind in found}) == expected
-    assert {kind.n_way for kind in found} == ((set() if not expected else {5, 20} if channels == 1 else {5}))
+    assert {kind.n_way for kind in found} == (set() if not expected else {5, 20} if channels == 1 else {5})
     (tmp_path / "omniglot").rmdir()
     assert "omniglot" not in {kind.data for kind in kinds_of("one", trained_on=trained_on, channels=channels)}
 

@@ -61,6 +61,7 @@ def test_a_file_is_measured_and_answers_as_torch_does(found: Benchmark, folder: 
         assert latency.calls >= benchmark_process.LEAST_CALLS
         assert 0 < latency.p50_ms <= latency.p99_ms
         assert latency.share_of_limit > 0
+        assert 0 < latency.processor_ms < 10_000
     assert 10 < measured.runtime_mb < measured.peak_mb
     assert min(measured.import_seconds, measured.load_seconds, measured.first_answer_seconds) > 0
 
@@ -123,7 +124,8 @@ def test_the_measuring_process_needs_neither_torch_nor_this_project(
 
 def test_latencies_are_quantiles_and_throughput_counts_all_calls():
     taken = [0.010] * 98 + [0.020, 0.510]  # 1.51 s in all
-    latency = benchmark._latency(4, taken, limit=1000.0)
+    latency = benchmark._latency(4, taken, processor_seconds=0.012, limit=1000.0)
+    assert latency.processor_ms == pytest.approx(12.0)
     assert latency.p50_ms == pytest.approx(10.0)
     assert 20.0 < latency.p99_ms < 510.0
     assert latency.images_per_second == pytest.approx(4 * 100 / 1.51)
@@ -134,6 +136,7 @@ def test_the_table_names_every_target(found: Benchmark):
     text = benchmark_report.table(found)
     lines = text.splitlines()
     assert "8 images" in lines[0]
+    assert " ".join(lines[1].split()) == "kB ms p50 ms p99 ms ms limit p50 ms p99 ms a second limit MB class difference"
     assert [line.split("  ")[0] for line in lines[2:5]] == ["a file", "another task's", "on OpenVINO"]
     assert "a repository: not measured: a repository is run by a Triton server" in lines
     assert f"{found.flop / 1e6:.1f} MFLOP an image" in lines[-1]
