@@ -4,8 +4,8 @@
 
 Two tasks of glyphs are adapted by the bundled meta-model. For each TensorRT that is installed, in each
 precision: the first is built without and with the timing cache, the second is refitted into its plan; both are
-compared with torch on held-out images, and the first is timed. The tests marked ``gpu`` run before. Writes
-``gpu_export.json`` and ``gpu_export.md``.
+compared with torch on held-out images, and the first is timed. With TensorRT the first is also built version-compatible
+and hardware-compatible. The tests marked ``gpu`` run before. Writes ``gpu_export.json`` and ``gpu_export.md``.
 
 Exit code 1: a test or a part failed, or too few answers are torch's; 2: this machine lacks something, nothing was run.
 """
@@ -34,9 +34,10 @@ from metanas_export import check, engine
 from metanas_export.builder import PRECISIONS, Precision
 from metanas_export.device import find_device
 from metanas_export.errors import ExportError, TensorRTMissingError
+from metanas_export.flavour import is_rtx
 from metanas_export.model import onnx_bytes
 from metanas_export.obtaining import obtain
-from metanas_export.plan import Plan, Profile
+from metanas_export.plan import Plan, PlanOptions, Profile
 from metanas_export.plan_cache import PlanCache
 from metanas_export.plan_loading import open_plan
 from metanas_export.plan_running import PlanRunner
@@ -123,8 +124,16 @@ def main() -> int:
         for number in range(2)
     ]
     subjects = [(adapt(meta, episode.support), episode) for episode in episodes]
-    rows, failures = [], []
+    rows, compatible, failures = [], dict[str, float](), []
     for trt in _tensorrts():
+        for option in () if is_rtx(trt) else ("version_compatible", "hardware_compatible"):
+            what = f"{engine.describe(trt)} fp32, {option}"
+            try:
+                compatible[what] = agreement_of(trt, *subjects[0], options=PlanOptions(**{option: True}))
+                if compatible[what] < check.LEAST_AGREEMENT["fp32"]:
+                    failures.append(f"{what}: {compatible[what]:.1%} of torch's answers")
+            except ExportError as error:
+                failures.append(f"{what}: {error}")
         for precision in PRECISIONS:
             try:
                 rows.append(measure(trt, subjects, precision=precision))
@@ -140,6 +149,7 @@ def main() -> int:
         "device": asdict(device),
         "tests": {"exit_code": tests.returncode, "summary": tests.stdout.strip().splitlines()[-1:]},
         "rows": [asdict(row) for row in rows],
+        "compatible": compatible,
         "failures": failures,
     }
     options.output.mkdir(parents=True, exist_ok=True)
@@ -192,10 +202,23 @@ def measure(trt: ModuleType, subjects: list[tuple[TaskModel, Episode]], *, preci
     )
 
 
+def agreement_of(trt: ModuleType, task: TaskModel, episode: Episode, *, options: PlanOptions) -> float:
+    """Fraction of the query images that get torch's class from a plan that is built with these options.
+
+    Raises:
+        ExportError: it cannot be built or run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        timings = Path(folder) / "timing.bin"
+        plan = engine.build_plan(trt, onnx_bytes(task), profile=PROFILE, options=options, timing_cache=timings)
+    found, _, _ = compare(trt, plan, task, episode)
+    return found.same_class / found.images
+
+
 def compare(trt: ModuleType, plan: Plan, task: TaskModel, episode: Episode) -> tuple[check.Agreement, int, int]:
     """Agreement of a plan with torch on the query images, and how many each gets right."""
     expected = task.logits(episode.query_images).numpy()
-    runner = PlanRunner(trt, open_plan(trt, plan.data))
+    runner = PlanRunner(trt, open_plan(trt, plan.data, allow_code=plan.options.version_compatible))
     scores = runner(scale(episode.query_images, task.preprocessing).numpy())
     labels = episode.query_labels.numpy()
     found = check.agreement(expected, scores, what="torch / plan")
@@ -240,6 +263,7 @@ def markdown(values: dict[str, Any], rows: list[Row]) -> str:
         f"largest difference | ms, batch 1 p50 / p99, batch {PROFILE.max_batch} p50 / p99 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(line(row) for row in rows),
+        *(f"\n{what}: {same:.1%} of torch's answers." for what, same in values["compatible"].items()),
         *(f"\nRefitting {row.tensorrt} {row.precision}: {reason}" for row in rows for reason in row.tried),
         *(f"\nFailed: {failure}" for failure in values["failures"]),
     ]

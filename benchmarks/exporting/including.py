@@ -1,11 +1,11 @@
 """Tables of ``benchmarks/results`` inside the documents: put in by a script, never by hand.
 
-    <!-- table: export_agreement.md -->
-    ... replaced by the content of benchmarks/results/export_agreement.md ...
-    <!-- end of table -->
+<!-- table: export_agreement.md -->
+... replaced by the content of benchmarks/results/export_agreement.md ...
+<!-- end of table -->
 
-    include    text of a document, folder of results  ->  the text with its tables renewed
-    renew      documents, folder of results           ->  the documents that changed, rewritten
+include    text of a document, folder of results  ->  the text with its tables renewed
+renew      documents, folder of results           ->  the documents that changed, rewritten
 """
 
 import re
