@@ -31,6 +31,7 @@ from metanas.cost import multiply_adds
 from metanas.model import TaskModel
 from metanas.preprocessing import scale
 from metanas_export import benchmark_process
+from metanas_export.pictures import as_picture
 from metanas_export.product_rate import product_gflops
 from metanas_export.running import in_batches
 from metanas_export.runtimes import PACKAGES
@@ -54,6 +55,8 @@ class Target:
     kind: str
     """Its format, as ``runtimes.PACKAGES`` names it."""
     path: Path
+    takes_pictures: bool = False
+    """Whether its preprocessing is in the graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ def measure(
     *,
     scores: Floats,
     flop: int,
+    pictures: NDArray[np.uint8] | None = None,
     max_batch: int = MAX_BATCH,
     seconds: float = SECONDS,
     threads: int = 1,
@@ -142,6 +146,7 @@ def measure(
         images: float32 ``(images, channels, height, width)``, as ``preprocessing.scale`` makes them.
         scores: torch's of these images, float32 ``(images, classes)``.
         flop: of one image.
+        pictures: the same images, uint8 ``(images, height, width, 3)``, for targets that take pictures.
         max_batch: the larger of the two batch sizes; the smaller one is 1.
         seconds: of calls at each batch size, at least.
         products: matrix products that are timed before, and after.
@@ -150,6 +155,8 @@ def measure(
     rates = product_gflops(threads, products=products)
     with tempfile.TemporaryDirectory(prefix="metanas-benchmark-") as folder:
         np.save(Path(folder) / "images.npy", images)
+        if pictures is not None:
+            np.save(Path(folder) / "pictures.npy", pictures)
         found = [
             _ask(target, Path(folder), batches=(1, max_batch), seconds=seconds, threads=threads) for target in targets
         ]
@@ -182,7 +189,7 @@ def _ask(
     order = {
         "kind": target.kind,
         "path": str(target.path.resolve()),
-        "images": str(folder / "images.npy"),
+        "images": str(folder / ("pictures.npy" if target.takes_pictures else "images.npy")),
         "batches": batches,
         "seconds": seconds,
         "threads": threads,
@@ -251,16 +258,20 @@ def of_task(targets: Sequence[Target], task: TaskModel, **settings: Any) -> Benc
         scale(task.support.images, task.preprocessing).numpy(),
         scores=in_batches(lambda part: task.logits(part).numpy(), task.support.images),
         flop=2 * multiply_adds(task.space, task.genotype, n_way=len(task.class_names)),
+        pictures=np.stack([as_picture(pixels, task.preprocessing) for pixels in task.support.images]),
         **settings,
     )
 
 
-def run_cli(paths: Mapping[str, Path], task: TaskModel, *, folder: Path, **settings: Any) -> None:
+def run_cli(
+    paths: Mapping[str, Path], task: TaskModel, *, folder: Path, takes_pictures: bool = False, **settings: Any
+) -> None:
     """Measure the files of an export, print the table, and write ``benchmark.json``, ``.png`` and ``.svg``.
 
     Args:
         paths: the file that was written, by the format's name.
         folder: where the results go.
+        takes_pictures: whether the ONNX file does.
         settings: of ``measure``; ``max_batch`` is to be one that all of the files take.
 
     Raises:
@@ -268,7 +279,7 @@ def run_cli(paths: Mapping[str, Path], task: TaskModel, *, folder: Path, **setti
     """
     from metanas_export import benchmark_report as report
 
-    targets = [Target(name, name, path) for name, path in paths.items()]
+    targets = [Target(name, name, path, takes_pictures and name == "onnx") for name, path in paths.items()]
     print(f"measuring {', '.join(paths)}, each in a process of its own ...", flush=True)
     found = of_task(targets, task, **settings)
     print(report.table(found), flush=True)

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from metanas.artifact import write_atomically
 from metanas.errors import MetaNASError
@@ -27,7 +28,7 @@ from metanas_export.check import Agreement, ImageSet
 from metanas_export.errors import FormatError
 from metanas_export.formats import CONVERTED, Format, convert
 from metanas_export.model import build_onnx
-from metanas_export.pictures import Pictures
+from metanas_export.pictures import Pictures, as_picture
 from metanas_export.plan import BuildLimits, PlanOptions, Profile
 from metanas_export.running import Run, session
 
@@ -123,7 +124,13 @@ def export(task: TaskModel, order: Order, *, pictures: Pictures | None = None, s
     if order.benchmark:
         from metanas_export import benchmark
 
-        benchmark.run_cli(written, task, folder=order.folder, max_batch=order.profile.max_batch)
+        benchmark.run_cli(
+            written,
+            task,
+            folder=order.folder,
+            takes_pictures=order.takes_pictures,
+            max_batch=order.profile.max_batch,
+        )
     return failures
 
 
@@ -131,21 +138,26 @@ def _onnx(
     task: TaskModel, model: onnx.ModelProto, *, order: Order, sets: Iterable[ImageSet], pictures: Pictures | None
 ) -> _Made:
     """The ONNX file, with its ends if it is to have any."""
-    content = model.SerializeToString(deterministic=True)
-    is_bfloat16 = order.precision == "bf16"
-    runnable = casting.emulate(model).SerializeToString() if is_bfloat16 else content
-    run = session(runnable, as_written=is_bfloat16)
-    name = f"{'rounded graph' if is_bfloat16 else 'ONNX Runtime'} {order.precision}"
+    written = _with_ends(task, model, order=order)
+    run = _opened(model if order.takes_pictures else written, order=order)
+    name = f"{'rounded graph' if order.precision == 'bf16' else 'ONNX Runtime'} {order.precision}"
     support, *others = sets
     rows = [_judged(run, support, what=name), check.batch_of_one(run, support, what=name)]
     rows += [_judged(run, one, what=name) for one in others]
-    if order.takes_pictures or order.gives_probabilities:
-        model = _with_ends(task, model, order=order)
-        content = model.SerializeToString(deterministic=True)
-        if order.takes_pictures and pictures is not None:
-            runnable = casting.emulate(model).SerializeToString() if is_bfloat16 else content
-            rows.append(_on_pictures(session(runnable, as_written=is_bfloat16), pictures, others[0], what=name))
-    return _Made("onnx", {".onnx": content}, tuple(rows))
+    if order.takes_pictures:
+        run = _opened(written, order=order)
+        originals = [as_picture(pixels, task.preprocessing) for pixels in task.support.images]
+        rows.append(_on_pictures(run, originals, support, what=f"{name}, support images"))
+        if pictures is not None:
+            rows.append(_on_pictures(run, pictures.originals, others[0], what=f"{name}, verify images"))
+    return _Made("onnx", {".onnx": written.SerializeToString(deterministic=True)}, tuple(rows))
+
+
+def _opened(model: onnx.ModelProto, *, order: Order) -> Run:
+    """In ONNX Runtime; of bfloat16, which that lacks, the same roundings in float32."""
+    if order.precision == "bf16":
+        return session(casting.emulate(model).SerializeToString(), as_written=True)
+    return session(model.SerializeToString())
 
 
 def _with_ends(task: TaskModel, model: onnx.ModelProto, *, order: Order) -> onnx.ModelProto:
@@ -158,9 +170,9 @@ def _with_ends(task: TaskModel, model: onnx.ModelProto, *, order: Order) -> onnx
     return result
 
 
-def _on_pictures(run: Run, pictures: Pictures, images: ImageSet, *, what: str) -> Agreement:
-    scores = np.concatenate([run(original[None]) for original in pictures.originals])
-    return check.agreement(images.reference, scores, what=f"torch / {what}, pictures as they are", labels=images.labels)
+def _on_pictures(run: Run, originals: Iterable[NDArray[np.uint8]], images: ImageSet, *, what: str) -> Agreement:
+    scores = np.concatenate([run(original[None]) for original in originals])
+    return check.agreement(images.reference, scores, what=f"torch / {what} as pictures", labels=images.labels)
 
 
 def _converted(

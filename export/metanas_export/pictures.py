@@ -2,6 +2,7 @@
 
     Pictures        pixels as the network takes them and as they were, with their classes
     read_pictures   folder, task  ->  Pictures
+    as_picture      prepared pixels  ->  a picture that is prepared to just these
 
 A folder or a file that cannot be used is an error: a check that leaves pictures out silently says
 less than it seems to.
@@ -65,6 +66,12 @@ def read_pictures(folder: Path, task: TaskModel) -> Pictures:
         labels=torch.tensor([label for _, label in found]),
         originals=tuple(original for _, original in pairs),
     )
+
+
+def as_picture(pixels: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Prepared pixels, uint8 ``(channels, height, width)``, as an RGB picture ``(height, width, 3)``."""
+    picture: NDArray[np.uint8] = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return 255 - picture if preprocessing.invert else picture
 
 
 def _chosen(folder: Path, *, classes: int) -> list[Path]:

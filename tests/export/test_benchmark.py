@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from metanas.cost import multiply_adds
 from metanas.model import TaskModel
 from metanas.preprocessing import scale
-from metanas_export import benchmark, benchmark_process, benchmark_report, onnx_bytes
+from metanas_export import benchmark, benchmark_process, benchmark_report, build_onnx, ends, onnx_bytes
 from metanas_export.benchmark import Benchmark, Target, of_task
 from metanas_export.product_rate import product_gflops
 
@@ -180,6 +180,23 @@ def test_the_command_lines_part_prints_and_writes(
     (onnx_row, triton_row) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert onnx_row["measured"]["largest"]["batch"] == 4
     assert triton_row["file_bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_a_file_that_takes_pictures_is_measured_with_pictures(adapted_task: TaskModel, tmp_path: Path):
+    model = build_onnx(adapted_task)
+    ends.take_pictures(model, adapted_task.preprocessing)
+    (tmp_path / "task.onnx").write_bytes(model.SerializeToString())
+    benchmark.run_cli(
+        {"onnx": tmp_path / "task.onnx"},
+        adapted_task,
+        folder=tmp_path,
+        takes_pictures=True,
+        max_batch=2,
+        seconds=SHORT,
+        products=1,
+    )
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert (row["problem"], row["measured"]["same_class"]) == ("", 1.0)
 
 
 def test_openvinos_weights_count_as_part_of_its_file(tmp_path: Path):
