@@ -127,11 +127,12 @@ def markdown(values: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for precision, row in values["seconds"].items():
-        middle = {name: statistics.median(seconds or [float("nan")]) for name, seconds in row.items()}
+        middle = {name: statistics.median(seconds) for name, seconds in row.items() if seconds}
+        again, with_timings = (f"{middle[name]:.2f} s" if name in middle else "" for name in ("again", "timing cache"))
         lines.append(
             f"| {precision} | {len(row['first'])} | {middle['first']:.2f} s ({max(row['first']):.2f} s) | "
             f"{middle['processor']:.2f} s | "
-            f"{middle['again']:.2f} s | {middle['timing cache']:.2f} s | {1000 * middle['found']:.0f} ms | "
+            f"{again} | {with_timings} | {1000 * middle['found']:.0f} ms | "
             f"{statistics.median(values['plan_bytes'][precision]) / 1e6:.2f} MB |"
         )
     lines += [
