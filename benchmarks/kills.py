@@ -13,7 +13,8 @@ anew. Then the client is held, and everything is looked at. Passes, with exit co
     no process of a killed server lives on, no half-written file lies in the store
     and at the end, with all tasks and aliases deleted, the store has the files that it had at first
 
-What was under way and not acknowledged may have happened or not; such tasks are listed, counted, deleted.
+What was under way and not acknowledged may have happened or not; such tasks are counted, and deleted at the
+next look.
 """
 
 import argparse
@@ -56,6 +57,7 @@ class Rounds:
         self._clients = 0
         self._server = self._start_server(0)
         self.known = Acknowledged()
+        self._unknown: set[str] = set()
         self.unacknowledged = 0
         self.checked = 0
         self.faults: list[str] = []
@@ -130,10 +132,12 @@ class Rounds:
             checked, faults = self.known.check(client)
             self.checked += checked
             self.faults += [f"{when}: {fault}" for fault in faults]
-            for task in client.tasks():
-                if not self.known.knows(task.task_id):
-                    task.delete()
-                    self.unacknowledged += 1
+            unknown = {task.task_id for task in client.tasks() if not self.known.knows(task.task_id)}
+            # One of now may still be acknowledged: the client is held, perhaps with the answer on its way.
+            for task_id in unknown & self._unknown:
+                client.task(task_id).delete()
+                self.unacknowledged += 1
+            self._unknown = unknown - self._unknown
         partial = [name for name in files_in(self._store) if name.endswith((".partial", ".corrupt", ".tmp"))]
         if partial:
             self.faults.append(f"{when}: left in the store: {', '.join(partial)}")

@@ -58,7 +58,7 @@ class Acknowledged:
                     self._leaving.add(task_id)
                 case {"event": "done", "call": "delete", "task_id": task_id}:
                     self._gone.append(task_id)
-                    self._supports.pop(task_id)
+                    self._supports.pop(task_id, None)
                     self.deleted += 1
                 case {"event": "doing", "call": "alias", "alias": alias, "task_id": task_id}:
                     self._aliases.setdefault(alias, {""}).add(task_id)  # "": it had none
@@ -83,10 +83,9 @@ class Acknowledged:
             try:
                 compared += self._ask(client, task_id, owner, seed, faults)
             except TaskNotFoundError as error:
-                if task_id in self._leaving:  # it was deleted and no one was told
-                    with self._lock:
-                        self._supports.pop(task_id)
-                else:
+                with self._lock:
+                    self._supports.pop(task_id)
+                if task_id not in self._leaving:  # else it was deleted and no one was told
                     faults.append(f"task {task_id} was acknowledged and is lost: {error}")
             except MetaNASClientError as error:
                 faults.append(f"task {task_id} does not answer: {error}")
