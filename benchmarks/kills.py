@@ -42,7 +42,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 VICTIMS = ("server", "adaptation process", "client")
 LONGEST_SECONDS = 3.0
 """Between the client's first call of a round and the kill."""
-GONE_SECONDS = 60.0
+GONE_SECONDS = 180.0
+"""A process that was just being started sees only once it has loaded torch that its server is gone."""
 TIMEOUT_SECONDS = 300.0
 
 

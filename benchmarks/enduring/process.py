@@ -64,7 +64,11 @@ class ServerProcess:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        try:
+            line = self._process.stdout.readline()
+        except BaseException:  # told to end meanwhile
+            self.kill()
+            raise
         if not line.startswith("serving on "):
             self.kill()
             raise RuntimeError(f"the server does not start: {log_path.read_text(errors='replace').strip()[-2000:]}")

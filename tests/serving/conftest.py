@@ -46,6 +46,8 @@ from metanas_serving.config import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 
+sys.path.insert(0, str(Path(__file__).parent))  # for ``fuzzing``, which two files of tests share
+
 Pixels = NDArray[np.uint8]
 
 
