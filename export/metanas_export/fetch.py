@@ -13,7 +13,7 @@ def fetch_task(host: str, task_id: str, *, folder: Path) -> Path:
     """Write the task's file into ``folder``, called after the task.
 
     Args:
-        host: ``host:port``.
+        host: ``host:port``. Its certificate and the token are asked of the environment, as every client does.
 
     Raises:
         FetchError: the server does not answer, or has no such task.
