@@ -47,6 +47,7 @@ from metanas_serving.readiness import Readiness
 from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
 from metanas_serving.store import TaskStore
+from metanas_serving.support import SupportLimits
 from metanas_serving.tenants import Authentication
 from metanas_serving.tokens import FileTokens
 from metanas_serving.traces import open_traces
@@ -110,7 +111,7 @@ class Application:
             keeper=Keeper(self._store, self._engine, metrics=self._metrics),
             limits=LearningLimits(
                 options=OptionLimits(max_steps=config.max_adapt_steps, max_learning_rate=config.max_learning_rate),
-                max_images=config.max_support_images,
+                support=SupportLimits(config.max_support_images, config.max_classes),
                 max_upload_bytes=config.max_upload_mb * 1024 * 1024,
             ),
             allowance=self._allowance,

@@ -63,6 +63,8 @@ class ServerConfig:
     """Calls answered at a time. An adaptation holds one, waiting or running."""
     max_support_images: int = 1000
     """Images of one Adapt."""
+    max_classes: int = 1000
+    """Classes of one task."""
     max_classify_images: int = 1000
     """Images of one Classify."""
     max_message_mb: int = 64
@@ -114,8 +116,9 @@ class ServerConfig:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < 0:
             raise InvalidConfigError(f"max_queue must be at least 0, got {self.max_queue}")
-        if self.max_support_images < 2:
-            raise InvalidConfigError(f"max_support_images must be at least 2, got {self.max_support_images}")
+        for name in ("max_support_images", "max_classes"):
+            if getattr(self, name) < 2:
+                raise InvalidConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
         for name in ("max_tenant_jobs", "max_tenant_tasks", "max_tenant_mb"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {count}")

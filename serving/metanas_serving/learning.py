@@ -42,7 +42,7 @@ from metanas_serving.keys import Keys
 from metanas_serving.ledger import Ledger
 from metanas_serving.options import OptionLimits, apply_options
 from metanas_serving.store import TaskStore
-from metanas_serving.support import Support, more_support, read_support, request_digest, upload_support
+from metanas_serving.support import Support, SupportLimits, more_support, read_support, request_digest, upload_support
 from metanas_serving.traces import Traces
 from metanas_serving.work import Lineage, Order
 
@@ -60,7 +60,7 @@ class LearningLimits:
     """What one request may ask for."""
 
     options: OptionLimits
-    max_images: int
+    support: SupportLimits
     max_upload_bytes: int
 
 
@@ -116,7 +116,7 @@ class Learner:
         support = upload_support(
             self._bounded(first, pieces),
             self._meta.preprocessing,
-            max_images=self._limits.max_images,
+            limits=self._limits.support,
             check=check,
         )
         return self._enter(head, tenant=tenant, read=lambda: support, enlist=_run_by_itself)
@@ -137,7 +137,7 @@ class Learner:
 
         def read() -> Support:
             task = task_from_bytes(self._store.read(task_id), name=f"the file of task {task_id}")
-            return more_support(request, task, max_images=self._limits.max_images, check=check)
+            return more_support(request, task, limits=self._limits.support, check=check)
 
         lineage = Lineage(parent.server.version + 1, parent_task_id=task_id, first_task_id=parent.first_task_id)
         head = pb.AdaptRequest(seed=request.seed, options=request.options, idempotency_key=request.idempotency_key)
@@ -236,7 +236,7 @@ class Learner:
         return place
 
     def _read(self, request: pb.AdaptRequest, *, check: Check) -> Support:
-        return read_support(request, self._meta.preprocessing, max_images=self._limits.max_images, check=check)
+        return read_support(request, self._meta.preprocessing, limits=self._limits.support, check=check)
 
     def _bounded(self, first: pb.AdaptRequest, others: Iterator[pb.AdaptRequest]) -> Iterator[pb.AdaptRequest]:
         received = 0

@@ -42,6 +42,7 @@ HELP = {
     "torch_threads": "threads of each adaptation; another number may give other bits",
     "request_threads": "calls at a time; waiting adaptations count",
     "max_support_images": "images of one Adapt",
+    "max_classes": "classes of one task",
     "max_classify_images": "images of one Classify",
     "max_message_mb": "largest request, in MiB",
     "max_upload_mb": "largest UploadAdapt, in MiB",

@@ -32,6 +32,14 @@ _SHOWN_LABELS = 5
 
 
 @dataclass(frozen=True, slots=True)
+class SupportLimits:
+    """What one support set may have, all its pieces and versions together."""
+
+    max_images: int
+    max_classes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Support:
     """A support set as it came in, prepared."""
 
@@ -46,7 +54,7 @@ class Support:
 
 
 def read_support(
-    request: pb.AdaptRequest, preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
+    request: pb.AdaptRequest, preprocessing: Preprocessing, *, limits: SupportLimits, check: Callable[[], None]
 ) -> Support:
     """Check and prepare the support set of a request.
 
@@ -57,22 +65,22 @@ def read_support(
         InvalidRequestError: it cannot be learned; the message names the class or image.
     """
     _check_classes([(group.label, len(group.images)) for group in request.support])
-    return upload_support([request], preprocessing, max_images=max_images, check=check)
+    return upload_support([request], preprocessing, limits=limits, check=check)
 
 
 def upload_support(
-    pieces: Iterable[pb.AdaptRequest], preprocessing: Preprocessing, *, max_images: int, check: Callable[[], None]
+    pieces: Iterable[pb.AdaptRequest], preprocessing: Preprocessing, *, limits: SupportLimits, check: Callable[[], None]
 ) -> Support:
     """Check and prepare a support set in pieces, each when it comes.
 
     Raises:
         InvalidRequestError: it cannot be learned; the message names the class or image.
     """
-    return _gathered({}, pieces, preprocessing, max_images=max_images, check=check)
+    return _gathered({}, pieces, preprocessing, limits=limits, check=check)
 
 
 def more_support(
-    request: pb.UpdateTaskRequest, task: TaskModel, *, max_images: int, check: Callable[[], None]
+    request: pb.UpdateTaskRequest, task: TaskModel, *, limits: SupportLimits, check: Callable[[], None]
 ) -> Support:
     """Check and prepare what a request adds to the support set of a task; the task's comes first.
 
@@ -85,7 +93,7 @@ def more_support(
     for image, label in zip(task.support.images.numpy(), task.support.labels.tolist(), strict=True):
         classes[task.class_names[label]].append(image)
     piece = pb.AdaptRequest(support=request.support)
-    return _gathered(classes, [piece], task.preprocessing, max_images=max_images, check=check)
+    return _gathered(classes, [piece], task.preprocessing, limits=limits, check=check)
 
 
 def _gathered(
@@ -93,7 +101,7 @@ def _gathered(
     pieces: Iterable[pb.AdaptRequest],
     preprocessing: Preprocessing,
     *,
-    max_images: int,
+    limits: SupportLimits,
     check: Callable[[], None],
 ) -> Support:
     """Add pieces to images by class; what is there already is not counted in the names of images."""
@@ -101,9 +109,15 @@ def _gathered(
     pixels = Pixels()
     for piece in pieces:
         count = sum(map(len, classes.values())) + sum(len(group.images) for group in piece.support)
-        if count > max_images:
+        if count > limits.max_images:
             raise InvalidRequestError(
-                f"{count} support images, this server takes at most {max_images} (--max-support-images); send fewer"
+                f"{count} support images, this server takes at most {limits.max_images} (--max-support-images); "
+                "send fewer"
+            )
+        labels = len(classes.keys() | {group.label for group in piece.support})
+        if labels > limits.max_classes:
+            raise InvalidRequestError(
+                f"{labels} classes, this server takes at most {limits.max_classes} (--max-classes); send fewer"
             )
         for group in piece.support:
             images = classes.setdefault(group.label, [])

@@ -180,6 +180,7 @@ def server(tiny_meta: Path) -> Iterator[Server]:
         meta_path=tiny_meta,
         port=0,
         max_support_images=60,
+        max_classes=40,
         max_classify_images=150,
         max_message_mb=8,
         max_loaded_tasks=2,

@@ -120,6 +120,10 @@ def test_a_support_set_that_cannot_be_learned_is_refused(server, support, refuse
             ["61 support images", "at most 60", "--max-support-images"],
             server.request({"cat": cat, "dog": dog[:1] * 59}),
         ),
+        (
+            ["41 classes", "at most 40", "--max-classes"],
+            server.request({f"class {number}": dog[:1] for number in range(41)}),
+        ),
     ):
         refuses(INVALID, words, lambda request=request: server.stub.Adapt(request))
 
