@@ -144,7 +144,7 @@ def test_an_unknown_task_is_not_found(server, queries, refuses, unknown):
         lambda: server.stub.DeleteTask(pb.DeleteTaskRequest(task_id=unknown)),
         lambda: server.export(unknown),
     ):
-        refuses(grpc.StatusCode.NOT_FOUND, ["no task", "ListTasks names them"], call)
+        refuses(grpc.StatusCode.NOT_FOUND, ["no task", "ListTasks names yours"], call)
 
 
 def test_an_export_without_a_format_is_refused(server, refuses, task_id):
