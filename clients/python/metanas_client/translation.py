@@ -46,7 +46,7 @@ _REMEDIES: dict[grpc.StatusCode, str] = {
     ),
     grpc.StatusCode.CANCELLED: "send the request again if it was not meant to stop",
     grpc.StatusCode.UNAVAILABLE: (
-        "check the address, that the server runs, and whether it speaks TLS (root_certificate); while it starts, "
+        "check the address and that the server runs, and whether it speaks TLS (root_certificate); while it starts, "
         "client.wait_until_ready() waits for it"
     ),
     grpc.StatusCode.DATA_LOSS: "delete the task and adapt again",
