@@ -144,5 +144,12 @@ def _is_alive(process_id: int) -> bool:
 
 
 def files_in(folder: Path) -> dict[str, int]:
-    """Bytes of all files under a folder by their names in it, hidden ones too."""
-    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    """Bytes of all files under a folder by their names in it, hidden ones too.
+
+    Not those that SQLite has beside an index only while it is open.
+    """
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(("-wal", "-shm"))
+    }

@@ -19,7 +19,8 @@
     jobs         adaptations: a bounded queue in front of worker processes
     worker       one worker process, seen from the server; ``worker_main`` is what runs in it,
                  ``work`` what passes between the two
-    store        learnt tasks, in memory or in a folder
+    store        learnt tasks, kept: ``record`` says in what, ``index_sqlite`` and ``weights`` keep it in a folder
+                 (``local_store``), ``index_objects`` under a URL (``objects``); ``housekeeping`` looks after it
     engine       ONNX Runtime sessions of the tasks that were asked last
 
 Adaptation runs in a process of its own, not in a thread: it computes for seconds, and between its

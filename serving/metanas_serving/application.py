@@ -5,7 +5,7 @@
 
 Between the two it is an ordinary object: tests run several in one process. It listens before it is
 ready, so that a port in use is found at once and health can say NOT_SERVING of its services
-meanwhile. What a store held before is read after that, file by file, or when it is asked for.
+meanwhile. What a killed server left half done in the store is removed after that.
 """
 
 import logging
@@ -31,11 +31,14 @@ from metanas_serving.config import ServerConfig
 from metanas_serving.engine import Engine
 from metanas_serving.errors import StartupError
 from metanas_serving.gate import Gate
+from metanas_serving.housekeeping import Housekeeper
 from metanas_serving.jobs import Adaptations, prepare_adaptations
 from metanas_serving.keeping import Keeper
 from metanas_serving.keys import Keys
-from metanas_serving.learning import Learner, LearningLimits
+from metanas_serving.learning import Learner
 from metanas_serving.ledger import Ledger
+from metanas_serving.limits import LearningLimits
+from metanas_serving.memory import image_bytes
 from metanas_serving.metrics import Metrics
 from metanas_serving.metrics_calls import counting
 from metanas_serving.metrics_server import MetricsServer
@@ -86,7 +89,11 @@ class Application:
         meta = meta_from_bytes(self.adaptations.start_values.meta, name=name)
         self._preprocessing = meta.preprocessing
         _log.info("meta-model %s, trained on %s", name, meta.provenance.get("data", "data it does not name"))
-        self._engine = Engine(device=config.device, max_loaded=config.max_loaded_tasks)
+        self._engine = Engine(
+            device=config.device,
+            max_loaded=config.max_loaded_tasks,
+            max_bytes=config.max_loaded_mb * 1024 * 1024,
+        )
         self._gate = Gate()
         self._store = TaskStore.memory() if config.store_path is None else TaskStore.open(config.store_path)
         if config.store_path is None:
@@ -106,24 +113,31 @@ class Application:
             meta,
             self.adaptations,
             ledger=ledger,
-            keys=Keys.open(config.store_path),
+            keys=Keys(self._store.index.secret()),
             store=self._store,
             keeper=Keeper(self._store, self._engine, metrics=self._metrics),
             limits=LearningLimits(
-                options=OptionLimits(max_steps=config.max_adapt_steps, max_learning_rate=config.max_learning_rate),
+                options=OptionLimits(
+                    max_steps=config.max_adapt_steps,
+                    max_learning_rate=config.max_learning_rate,
+                    ttl_seconds=config.task_ttl_seconds,
+                ),
                 support=SupportLimits(config.max_support_images, config.max_classes),
                 max_upload_bytes=config.max_upload_mb * 1024 * 1024,
+                memory_bytes=config.worker_memory_bytes,
+                image_bytes=image_bytes(meta),
             ),
             allowance=self._allowance,
             traces=self._traces,
         )
-        aliases = Aliases.open(config.store_path, self._store)
+        aliases = Aliases(self._store, max_pinned_bytes=config.max_loaded_mb * 1024 * 1024 // 2)
         self._health = Readiness(
             _SERVICES,
             tokens=self._tokens,
             find=lambda name, tenant: self._store.owned(aliases.resolve(name, tenant=tenant), tenant=tenant),
         )
         classifier = Classifier(self._store, self._engine, metrics=self._metrics)
+        self._housekeeper = Housekeeper(self._store, self._engine, aliases=aliases, classifier=classifier)
         self._service = FewShotService(
             self._gate,
             learner,
@@ -168,7 +182,7 @@ class Application:
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
         self._gate.open()
         self._health.set_ready(True)
-        self._store.start_reading()
+        self._housekeeper.start()
         return address
 
     def stop(self, drain_seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
@@ -192,6 +206,7 @@ class Application:
         self._gate.wait_empty(_LEAVE_SECONDS)
         if self._server is not None:
             self._server.stop(grace=None).wait()
+        self._housekeeper.stop()
         self._store.close()
         if self._metrics_server is not None:
             self._metrics_server.stop()

@@ -39,6 +39,14 @@ class Classifier:
         self._metrics.classified(len(images), was_loaded=answerer is not None)
         return (answerer or self._load(task_id)).answer(images)
 
+    def load(self, task_id: str) -> None:
+        """Load a task before it is asked.
+
+        Raises:
+            TaskNotFoundError, TaskLostError, ArtifactError: as ``answer``.
+        """
+        self._load(task_id)
+
     def _load(self, task_id: str) -> Answerer:
         task = task_from_bytes(self._store.read(task_id), name=f"the file of task {task_id}")
         answerer = self._engine.build(onnx_bytes(task), task.preprocessing, task.trust)

@@ -91,6 +91,7 @@ def task_message(facts: TaskFacts) -> pb.Task:
         parent_task_id=server.parent_task_id,
         first_task_id=facts.first_task_id,
         budget=None if report.budget is None else pb.BudgetReport(**dataclasses.asdict(report.budget)),
+        expires_unix_seconds=server.expires_unix_seconds,
         trust=pb.Trust(
             temperature=facts.trust.temperature,
             leave_one_out_accuracy=facts.trust.leave_one_out_accuracy,

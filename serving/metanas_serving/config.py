@@ -11,6 +11,11 @@ from metanas_serving.exposure import check_exposure
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 
+# Ten years.
+MAX_TTL_SECONDS = 315_360_000.0
+
+MIN_WORKER_MB = 384
+
 # Threads that adaptations never hold, so that Classify and health always find one.
 _SPARE_THREADS = 4
 
@@ -49,8 +54,9 @@ class ServerConfig:
     """MiB of their files: no task is learnt for a tenant that has as much. None: any number."""
     insecure: bool = False
     """Listen beyond this machine even without TLS or tokens."""
-    store_path: Path | None = None
-    """Folder of learnt tasks; None: they are lost when the server stops."""
+    store_path: Path | str | None = None
+    """Folder of learnt tasks, or a URL of fsspec that several servers share; None: they are lost when the server
+    stops."""
     device: Device = "auto"
     """Where Classify computes. Adaptation runs on the CPU."""
     adapt_workers: int = field(default_factory=lambda: min(2, os.cpu_count() or 1))
@@ -79,11 +85,17 @@ class ServerConfig:
     """Jobs that are over and remembered; each takes some kilobytes."""
     finished_job_seconds: float = 3600.0
     """How long a job that is over is remembered."""
-    max_loaded_tasks: int = 64
+    max_loaded_mb: int = 256
+    """Memory of the networks that are kept, those of the tasks that were asked last, in MiB."""
+    max_loaded_tasks: int = 1000
     """Tasks whose network is kept, the last asked. One takes 0.6 MB at 84,000 parameters; to load one again
     when its task is asked takes some 30 ms of a processor."""
     metrics_host: str = "127.0.0.1"
     """Address of the Prometheus metrics, which have neither TLS nor tokens."""
+    task_ttl_seconds: float = 0.0
+    """After what time a task is deleted whose request does not say; 0: it is kept for good."""
+    worker_memory_mb: int | None = None
+    """Memory that each adaptation process may take, in MiB; None: no bound."""
     metrics_port: int | None = None
     """Port of the Prometheus metrics; 0 picks a free one, None: not shown."""
     otlp_endpoint: str | None = None
@@ -94,6 +106,11 @@ class ServerConfig:
     """Of the log on stderr."""
     drain_seconds: float = 30.0
     """How long running calls may go on after SIGTERM."""
+
+    @property
+    def worker_memory_bytes(self) -> int | None:
+        """``worker_memory_mb`` in bytes."""
+        return None if self.worker_memory_mb is None else self.worker_memory_mb * 1024 * 1024
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -109,6 +126,7 @@ class ServerConfig:
             "torch_threads",
             "max_classify_images",
             "max_loaded_tasks",
+            "max_loaded_mb",
             "max_upload_mb",
             "max_adapt_steps",
         ):
@@ -134,6 +152,13 @@ class ServerConfig:
             raise InvalidConfigError(f"max_finished_jobs must be at least 0, got {self.max_finished_jobs}")
         if not self.finished_job_seconds >= 0:  # written so that NaN is refused too
             raise InvalidConfigError(f"finished_job_seconds must be at least 0, got {self.finished_job_seconds}")
+        if not 0 <= self.task_ttl_seconds <= MAX_TTL_SECONDS:
+            raise InvalidConfigError(f"task_ttl_seconds must be 0..{MAX_TTL_SECONDS:g}, got {self.task_ttl_seconds}")
+        if self.worker_memory_mb is not None and self.worker_memory_mb < MIN_WORKER_MB:
+            raise InvalidConfigError(
+                f"worker_memory_mb must be at least {MIN_WORKER_MB}, what a process takes before it learns anything, "
+                f"got {self.worker_memory_mb}"
+            )
         if not 0 <= self.drain_seconds <= 86_400:
             raise InvalidConfigError(f"drain_seconds must be 0..86400, got {self.drain_seconds}")
         if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):

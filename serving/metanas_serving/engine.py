@@ -1,7 +1,8 @@
 """ONNX Runtime: answers with the tasks that were asked last.
 
     Answerer   one task's network: prepared pixels -> Answers
-    Engine     makes answerers, and keeps as many as it may: the least recently asked goes first
+    Engine     makes answerers, and keeps as many as its memory takes: the least recently asked goes first, pinned
+               ones never
 
 A network computes on the thread that calls it, so calls do not share threads or wait for each
 other. Knows ``network``; nothing of the store or the contract.
@@ -67,6 +68,11 @@ class Answerer:
         """What ONNX Runtime really uses, first to last."""
         return self._network.providers
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes that goes when it goes."""
+        return self._network.memory_bytes
+
     def answer(self, images: NDArray[np.uint8]) -> Answers:
         """Classify prepared pixels.
 
@@ -92,11 +98,19 @@ class Answerer:
 class Engine:
     """The answerers that are loaded."""
 
-    def __init__(self, *, device: Device, max_loaded: int) -> None:
+    def __init__(self, *, device: Device, max_loaded: int, max_bytes: int | None = None) -> None:
+        """Choose what computes.
+
+        Args:
+            max_loaded: answerers that are kept.
+            max_bytes: that they take together; None: no limit. The last one is kept whatever it takes.
+        """
         self._device = device
         self._providers = choose_providers(device, available=ort.get_available_providers())
         self._networks = Networks(self._providers)
-        self._max_loaded = max_loaded
+        self._max_loaded, self._max_bytes = max_loaded, max_bytes
+        self._bytes = 0
+        self._pinned: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, Answerer] = OrderedDict()
 
@@ -130,21 +144,52 @@ class Engine:
     def keep(self, task_id: str, answerer: Answerer) -> None:
         """Keep an answerer for later, perhaps in place of another task's."""
         with self._lock:
+            self._remove(task_id)
             self._loaded[task_id] = answerer
-            self._loaded.move_to_end(task_id)
-            while len(self._loaded) > self._max_loaded:
-                self._loaded.popitem(last=False)
+            self._bytes += answerer.memory_bytes
+            self._evict(but=task_id)
 
     def drop(self, task_id: str) -> None:
         """Forget a task; its memory goes when the calls that still use it are over."""
         with self._lock:
-            self._loaded.pop(task_id, None)
+            self._remove(task_id)
+
+    def pin(self, task_ids: frozenset[str]) -> None:
+        """From now on these tasks and no others stay once they are loaded."""
+        with self._lock:
+            self._pinned = task_ids
+            self._evict(but=None)
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of pinned tasks that are not loaded."""
+        with self._lock:
+            return sorted(self._pinned - self._loaded.keys())
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What the loaded tasks take."""
+        with self._lock:
+            return self._bytes
 
     @property
     def loaded(self) -> list[str]:
         """Ids of the loaded tasks, the least recently asked first."""
         with self._lock:
             return list(self._loaded)
+
+    def _remove(self, task_id: str) -> None:
+        answerer = self._loaded.pop(task_id, None)
+        if answerer is not None:
+            self._bytes -= answerer.memory_bytes
+
+    def _evict(self, *, but: str | None) -> None:
+        for task_id in list(self._loaded):
+            fits = self._max_bytes is None or self._bytes <= self._max_bytes
+            if len(self._loaded) <= self._max_loaded and fits:
+                return
+            if task_id != but and task_id not in self._pinned:
+                self._remove(task_id)
 
 
 def choose_providers(device: Device, *, available: list[str]) -> list[str]:

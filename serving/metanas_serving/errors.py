@@ -15,13 +15,16 @@
         │   └── TenantBusyError     RESOURCE_EXHAUSTED   as many adaptations of a tenant as it may have at a time
         ├── RateError               RESOURCE_EXHAUSTED   more calls or adaptations of a tenant than it may have
         ├── QuotaError              RESOURCE_EXHAUSTED   as many tasks of a tenant as it may keep
+        ├── SupportTooLargeError    RESOURCE_EXHAUSTED   more images than an adaptation process has memory for
         ├── UploadTooLargeError     RESOURCE_EXHAUSTED   an upload over the limit
         ├── DeadlineError           DEADLINE_EXCEEDED    the deadline came before the task was learnt
         ├── NotServingError         UNAVAILABLE          starting, or draining before the stop
         ├── CallerGoneError         CANCELLED            the caller cancelled, or its deadline passed
         ├── TaskLostError           DATA_LOSS            a stored task that cannot be read any more
         ├── StoreWriteError         INTERNAL             a task that cannot be kept: disk full, no rights
-        └── WorkerError             INTERNAL             the adaptation process died or failed
+        ├── StoreFaultError         UNAVAILABLE          a store that cannot be read just now
+        └── WorkerError             INTERNAL             the adaptation process failed
+            └── WorkerDiedError     INTERNAL             it died; sent again, the request may succeed
 
 A message says what was wrong with the numbers seen, then what to do. ``retry_after_seconds`` of an error, where
 it has one, goes with it as trailing metadata.
@@ -96,6 +99,10 @@ class QuotaError(ServingError):
     """A tenant has as many tasks as it may keep; waiting does not help."""
 
 
+class SupportTooLargeError(ServingError):
+    """Learning so many images would take more memory than an adaptation process may have."""
+
+
 class UploadTooLargeError(ServingError):
     """An upload has more bytes than the server takes."""
 
@@ -120,5 +127,16 @@ class StoreWriteError(ServingError):
     """The store cannot be written."""
 
 
+class StoreFaultError(ServingError):
+    """The place of the store fails: a disk, or a network on the way to it."""
+
+
 class WorkerError(ServingError):
-    """The adaptation process died, or failed in a way that is no fault of the request."""
+    """The adaptation process failed in a way that is no fault of the request."""
+
+
+class WorkerDiedError(WorkerError):
+    """The adaptation process ended while it worked; another one takes its place."""
+
+    retry_after_seconds = 1.0
+    """When to try again: a request that comes before the new process is there waits for it."""

@@ -1,9 +1,10 @@
 """What the server knows about a task, beside what it learnt.
 
     ServerFacts   id, time, seconds, warnings: kept in the task's file, in its provenance
-    TaskFacts     those, and all that describes the task without its weights
+    TaskFacts     those, and all that describes the task without its weights: what an index keeps of it
 
-A file of the store is a complete ``task_model.pt``, so it can be taken out and used anywhere.
+A file of the store is a complete ``task_model.pt``, so it can be taken out and used anywhere, and an index
+that was lost is made again from the files.
 """
 
 import dataclasses
@@ -41,16 +42,20 @@ class ServerFacts:
     """Of the first version; empty for a first version."""
     tenant: str = ""
     """Whose it is; empty for a task of a server without tokens, or of an earlier version."""
+    expires_unix_seconds: float = 0.0
+    """When it is deleted unless an alias points at it; 0: never."""
 
     def written_into(self, task: TaskModel) -> TaskModel:
         """The same task with these facts in its provenance."""
-        values: dict[str, Any] = {**asdict(self), "warnings": list(self.warnings)}
-        return dataclasses.replace(task, provenance={**task.provenance, _KEY: values})
+        return dataclasses.replace(task, provenance={**task.provenance, _KEY: self.to_dict()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for files."""
+        return {**asdict(self), "warnings": list(self.warnings)}
 
     @classmethod
-    def from_provenance(cls, provenance: Mapping[str, Any]) -> Self:
-        """The inverse of ``written_into``; KeyError, TypeError or ValueError if no server wrote it."""
-        values = provenance[_KEY]
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``; KeyError, TypeError or ValueError if no server wrote it."""
         return cls(
             task_id=str(values["task_id"]),
             created_unix_seconds=float(values["created_unix_seconds"]),
@@ -61,6 +66,7 @@ class ServerFacts:
             parent_task_id=str(values.get("parent_task_id", "")),
             first_task_id=str(values.get("first_task_id", "")),
             tenant=str(values.get("tenant", "")),
+            expires_unix_seconds=float(values.get("expires_unix_seconds", 0.0)),
         )
 
 
@@ -92,7 +98,7 @@ class TaskFacts:
         try:
             schedule = metadata["provenance"].get("schedule")
             return cls(
-                server=ServerFacts.from_provenance(metadata["provenance"]),
+                server=ServerFacts.from_dict(metadata["provenance"][_KEY]),
                 class_names=tuple(metadata["class_names"]),
                 genotype=Genotype.from_dict(metadata["genotype"]),
                 report=AdaptationReport.from_dict(metadata["report"]),
@@ -106,6 +112,34 @@ class TaskFacts:
                 f"{name} is not what a server writes ({type(error).__name__}: {error}); "
                 "a store holds only the tasks of a server"
             ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for an index."""
+        return {
+            "server": self.server.to_dict(),
+            "class_names": list(self.class_names),
+            "genotype": self.genotype.to_dict(),
+            "report": self.report.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "support_image_count": self.support_image_count,
+            "trust": self.trust.to_dict(),
+            "schedule": None if self.schedule is None else self.schedule.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``; KeyError, TypeError or ValueError if it is not what that made."""
+        schedule = values["schedule"]
+        return cls(
+            server=ServerFacts.from_dict(values["server"]),
+            class_names=tuple(values["class_names"]),
+            genotype=Genotype.from_dict(values["genotype"]),
+            report=AdaptationReport.from_dict(values["report"]),
+            preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+            support_image_count=values["support_image_count"],
+            trust=Trust(**values["trust"]),
+            schedule=None if schedule is None else Schedule.from_dict(schedule),
+        )
 
     @property
     def task_id(self) -> str:

@@ -309,7 +309,9 @@ def prepare_adaptations(config: ServerConfig) -> Adaptations:
         StartupError: there is no such file.
     """
     name, meta = read_meta(config)
-    start = Start(meta=meta, meta_name=name, torch_threads=config.torch_threads)
+    start = Start(
+        meta=meta, meta_name=name, torch_threads=config.torch_threads, memory_bytes=config.worker_memory_bytes
+    )
     return Adaptations(
         start, workers=config.adapt_workers, max_queue=config.max_queue, max_of_tenant=config.max_tenant_jobs
     )

@@ -17,7 +17,6 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import grpc
 
@@ -40,9 +39,10 @@ from metanas_serving.jobs import Adaptations, Place
 from metanas_serving.keeping import Keeper
 from metanas_serving.keys import Keys
 from metanas_serving.ledger import Ledger
-from metanas_serving.options import OptionLimits, apply_options
+from metanas_serving.limits import LearningLimits
+from metanas_serving.options import apply_options, time_to_live
 from metanas_serving.store import TaskStore
-from metanas_serving.support import Support, SupportLimits, more_support, read_support, request_digest, upload_support
+from metanas_serving.support import Support, more_support, read_support, request_digest, upload_support
 from metanas_serving.traces import Traces
 from metanas_serving.work import Lineage, Order
 
@@ -53,15 +53,6 @@ MAX_JOINED = 2
 _ANSWER_SECONDS, _ANSWER_SHARE = 0.25, 0.1
 # A cancelled job ends within one gradient step; a worker that does not is killed about then.
 _CANCEL_SECONDS = 35.0
-
-
-@dataclass(frozen=True, slots=True)
-class LearningLimits:
-    """What one request may ask for."""
-
-    options: OptionLimits
-    support: SupportLimits
-    max_upload_bytes: int
 
 
 class Learner:
@@ -197,11 +188,13 @@ class Learner:
         """
         task_id = self._keys.task_id(request.idempotency_key, tenant=tenant)
         schedule = apply_options(request.options, self._meta, self._limits.options)
+        ttl_seconds = time_to_live(request.options, self._limits.options)
         with ExitStack() as stack:
             place: Place | None = None
             if not self._is_known(task_id):
                 place = self._admitted(tenant, stack)
             support = read()
+            self._limits.check_memory(len(support.images))
             order = Order(
                 task_id=task_id,
                 images=support.images,
@@ -213,6 +206,7 @@ class Learner:
                 warnings=support.warnings,
                 lineage=lineage,
                 tenant=tenant,
+                ttl_seconds=ttl_seconds,
             )
             with self._lock:
                 found = self._find(order)

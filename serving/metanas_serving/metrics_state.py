@@ -35,6 +35,11 @@ class ServerState(Collector):
         yield GaugeMetricFamily(
             "metanas_loaded_tasks", "Tasks whose network is in memory.", value=len(self._engine.loaded)
         )
+        yield GaugeMetricFamily(
+            "metanas_loaded_task_bytes",
+            "Memory that the loaded tasks take, without what they share.",
+            value=self._engine.loaded_bytes,
+        )
         memory = GaugeMetricFamily(
             "metanas_resident_memory_bytes",
             "Resident memory of the server and of all its adaptation processes.",

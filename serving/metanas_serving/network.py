@@ -42,6 +42,11 @@ _DEVICE_BATCH = 16
 # Bindings of a network that are kept between calls; more are made while more threads run it at once.
 _IDLE_BINDINGS = 1
 
+# What a session of its own takes, for each byte of its file; what a bound one takes beside its weights. Both
+# are estimates to evict by, a little high.
+_WHOLE_TIMES = 4
+_BOUND_BYTES = 64 * 1024
+
 # Weights begin where a line of the cache begins, as the kernels like them.
 _LINE_VALUES = 16
 
@@ -54,6 +59,11 @@ class Network:
     @property
     def providers(self) -> list[str]:
         """What ONNX Runtime really uses, first to last."""
+        raise NotImplementedError
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes for itself; what it shares with others is not counted."""
         raise NotImplementedError
 
     def run(self, inputs: Floats) -> Floats:
@@ -108,10 +118,15 @@ class _Whole(Network):
     def __init__(self, onnx_file: bytes, providers: list[str]) -> None:
         self._session = ort.InferenceSession(onnx_file, _options(), providers=providers)
         self._batch = 1 if providers == [_CPU] else _DEVICE_BATCH
+        self._memory_bytes = _WHOLE_TIMES * len(onnx_file)
 
     @property
     def providers(self) -> list[str]:
         return list(self._session.get_providers())
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
 
     def run(self, inputs: Floats) -> Floats:
         parts = [inputs[first : first + self._batch] for first in range(0, len(inputs), self._batch)]
@@ -152,12 +167,17 @@ class _Bound(Network):
     def __init__(self, shared: _Shared, weights: dict[str, Floats], head: Head) -> None:
         self._shared = shared
         self._head = head
+        self._arrays = list(weights.values())
         self._weights = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()}
         self._idle: list[ort.IOBinding] = []
 
     @property
     def providers(self) -> list[str]:
         return list(self._shared.session.get_providers())
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(value.nbytes for value in self._arrays) + _BOUND_BYTES
 
     def run(self, inputs: Floats) -> Floats:
         size = self._shared.batch

@@ -141,7 +141,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                 )
             tasks = dict.fromkeys(facts.task_id for facts in self._store.owned_by(current()))
             # Not those of a task that cannot be read.
-            aliases = [alias for alias, task_id in self._aliases.list(tenant=current()) if task_id in tasks]
+            aliases = [alias.name for alias in self._aliases.list(tenant=current()) if alias.task_id in tasks]
             index = oip.RepositoryIndexResponse.ModelIndex
             return oip.RepositoryIndexResponse(
                 models=[

@@ -2,6 +2,7 @@
 
     OptionLimits   what the server allows
     apply_options  AdaptOptions, the meta-model's schedule  ->  the task's schedule
+    time_to_live   AdaptOptions                             ->  how long the task is kept
 
 Pure; what a schedule may hold at all is the core's to say.
 """
@@ -13,8 +14,10 @@ from typing import Any
 from metanas.model import MetaModel
 from metanas.schedule import Schedule
 from metanas_proto.v1 import few_shot_pb2 as pb
+from metanas_serving.config import MAX_TTL_SECONDS
 from metanas_serving.errors import InvalidRequestError
 
+_TTL = "ttl_seconds"
 _RATES = ("learning_rate", "architecture_learning_rate")
 
 
@@ -25,6 +28,8 @@ class OptionLimits:
     max_steps: int
     """Of both phases together."""
     max_learning_rate: float
+    ttl_seconds: float = 0.0
+    """Of a task whose request says nothing; 0: it is kept for good."""
 
 
 def apply_options(options: pb.AdaptOptions, meta: MetaModel, limits: OptionLimits) -> Schedule:
@@ -33,7 +38,7 @@ def apply_options(options: pb.AdaptOptions, meta: MetaModel, limits: OptionLimit
     Raises:
         InvalidRequestError: a value is over a limit or makes no sense; the message names both.
     """
-    asked: dict[str, Any] = {field.name: value for field, value in options.ListFields()}
+    asked: dict[str, Any] = {field.name: value for field, value in options.ListFields() if field.name != _TTL}
     for name in _RATES:
         # Written so that NaN is refused too.
         if name in asked and not 0 < asked[name] <= limits.max_learning_rate:
@@ -59,3 +64,19 @@ def apply_options(options: pb.AdaptOptions, meta: MetaModel, limits: OptionLimit
             f"{limits.max_steps}, the limit of this server (--max-adapt-steps); ask for fewer"
         )
     return dataclasses.replace(meta.schedule, **asked)
+
+
+def time_to_live(options: pb.AdaptOptions, limits: OptionLimits) -> float:
+    """How long a task is kept, in seconds; 0: for good.
+
+    Raises:
+        InvalidRequestError: the request asks for what is no time.
+    """
+    if not options.HasField("ttl_seconds"):
+        return limits.ttl_seconds
+    if not 0 <= options.ttl_seconds <= MAX_TTL_SECONDS:  # written so that NaN is refused too
+        raise InvalidRequestError(
+            f"ttl_seconds must be 0 (the task is kept for good) or at most {MAX_TTL_SECONDS:g}, got "
+            f"{options.ttl_seconds:g}"
+        )
+    return options.ttl_seconds

@@ -21,7 +21,7 @@ from metanas.errors import MetaNASError
 from metanas_export import onnx_bytes
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
-from metanas_serving import codec, streams
+from metanas_serving import codec, paging, streams
 from metanas_serving.aliases import Aliases
 from metanas_serving.allowance import Allowance
 from metanas_serving.arrival import waited_seconds
@@ -176,35 +176,47 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
     def ListTasks(  # noqa: N802
         self, request: pb.ListTasksRequest, context: grpc.ServicerContext
     ) -> pb.ListTasksResponse:
-        """Describe all tasks, oldest first."""
+        """Describe a page of the tasks, oldest first."""
         with answering(self._gate, context):
-            return pb.ListTasksResponse(tasks=map(codec.task_message, self._store.owned_by(current())))
+            size = paging.page_size(request.page_size)
+            # One more than asked for tells whether there is a next page.
+            records = self._store.page(current(), after=paging.read_token(request.page_token), limit=size + 1)
+            page = records[:size]
+            return pb.ListTasksResponse(
+                tasks=[codec.task_message(record.facts) for record in page],
+                next_page_token=paging.token_after(page[-1]) if len(records) > size else "",
+            )
 
     def ListVersions(  # noqa: N802
         self, request: pb.ListVersionsRequest, context: grpc.ServicerContext
     ) -> pb.ListTasksResponse:
         """Describe the versions of a task, oldest first."""
         with answering(self._gate, context):
-            first = self._task(request.task_id).first_task_id
-            versions = [facts for facts in self._store.owned_by(current()) if facts.first_task_id == first]
+            # Versions of one task are of one tenant.
+            versions = self._store.versions(self._task(request.task_id).first_task_id)
             return pb.ListTasksResponse(tasks=map(codec.task_message, versions))
 
     def SetAlias(self, request: pb.SetAliasRequest, context: grpc.ServicerContext) -> pb.Alias:  # noqa: N802
         """Give a task an alias, or move it."""
         with answering(self._gate, context):
-            task_id = self._aliases.set(request.alias, codec.check_task_id(request.task_id), tenant=current())
+            task_id = self._aliases.set(
+                request.alias, codec.check_task_id(request.task_id), tenant=current(), is_pinned=request.pinned
+            )
+            self._engine.pin(self._aliases.pinned())
             _log.info("alias: %s is task %s", request.alias, task_id)
-            return pb.Alias(alias=request.alias, task_id=task_id)
+            return pb.Alias(alias=request.alias, task_id=task_id, pinned=request.pinned)
 
     def ListAliases(  # noqa: N802
         self, request: pb.ListAliasesRequest, context: grpc.ServicerContext
     ) -> pb.ListAliasesResponse:
         """Name all aliases."""
         with answering(self._gate, context):
-            aliases = [
-                pb.Alias(alias=alias, task_id=task_id) for alias, task_id in self._aliases.list(tenant=current())
-            ]
-            return pb.ListAliasesResponse(aliases=aliases)
+            return pb.ListAliasesResponse(
+                aliases=[
+                    pb.Alias(alias=alias.name, task_id=alias.task_id, pinned=alias.is_pinned)
+                    for alias in self._aliases.list(tenant=current())
+                ]
+            )
 
     def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: grpc.ServicerContext
@@ -212,6 +224,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         """Take an alias away."""
         with answering(self._gate, context):
             self._aliases.remove(request.alias, tenant=current())
+            self._engine.pin(self._aliases.pinned())
             return pb.DeleteAliasResponse()
 
     def DeleteTask(  # noqa: N802

@@ -28,7 +28,7 @@ PREFIX = "METANAS_SERVER_"
 
 HELP = {
     "meta_path": "the meta-model; without it, the bundled one",
-    "store_path": "folder that keeps tasks; without it, memory",
+    "store_path": "folder that keeps tasks, or a URL such as s3://bucket/tasks; without it, memory",
     "host": "address to listen on; beyond this machine with TLS and tokens",
     "port": "port to listen on; 0 picks a free one",
     "tls_cert": "the server's certificate and those up to its authority, PEM",
@@ -55,6 +55,9 @@ HELP = {
     "max_tenant_adapts_per_minute": "tasks learnt for one tenant",
     "max_tenant_tasks": "tasks that one tenant may keep",
     "max_tenant_mb": "MiB of tasks that one tenant may keep",
+    "worker_memory_mb": "memory of each adaptation process, in MiB; without it, no bound",
+    "task_ttl_seconds": "after what time a task is deleted whose request does not say; 0: never",
+    "max_loaded_mb": "memory of the tasks that are kept loaded, in MiB",
     "max_loaded_tasks": "tasks kept loaded; others are loaded when they are asked",
     "metrics_host": "address of Prometheus metrics, which have neither TLS nor tokens",
     "metrics_port": "port of Prometheus metrics; 0 picks a free one",
@@ -81,6 +84,8 @@ class Setting:
     kind: type
     """str, int, float, bool or Path."""
     choices: tuple[str, ...] = ()
+    may_be_url: bool = False
+    """Whether a path may be a URL instead, which stays a text."""
 
     @property
     def name(self) -> str:
@@ -103,10 +108,14 @@ class Setting:
             if text.lower() not in (*_TRUE, *_FALSE):
                 raise ValueError("neither 1 nor 0")
             return text.lower() in _TRUE
-        value = self.kind(text)
+        value = text if self.is_url(text) else self.kind(text)
         if self.choices and text not in self.choices:
             raise ValueError("no such choice")
         return value
+
+    def is_url(self, text: str) -> bool:
+        """Whether a text is a URL where one may be."""
+        return self.may_be_url and "://" in text
 
     @property
     def wanted(self) -> str:
@@ -176,7 +185,10 @@ def _from_file(path: Path) -> dict[str, Any]:
             raise InvalidConfigError(f"{path}: {key!r} is no setting{_nearest(key, by_name)}")
         if type(value) not in _IN_TOML[setting.kind] or (setting.choices and value not in setting.choices):
             raise InvalidConfigError(f"{path}: {key} must be {setting.wanted}, got {_masked(setting, value)}")
-        values[setting.field] = path.parent / value if setting.kind is Path else setting.kind(value)
+        if setting.kind is Path and not setting.is_url(value):
+            values[setting.field] = path.parent / value
+        else:
+            values[setting.field] = value if setting.kind is Path else setting.kind(value)
     return values
 
 
@@ -224,7 +236,8 @@ def _parser() -> argparse.ArgumentParser:
             parser.add_argument(setting.flag, dest=setting.field, choices=setting.choices, help=text)
         else:
             metavar = {int: "N", float: "X", Path: "PATH", str: "TEXT"}[setting.kind]
-            parser.add_argument(setting.flag, dest=setting.field, type=setting.kind, metavar=metavar, help=text)
+            kind: Callable[[str], Any] = setting.parsed if setting.may_be_url else setting.kind
+            parser.add_argument(setting.flag, dest=setting.field, type=kind, metavar=metavar, help=text)
     return parser
 
 
@@ -237,7 +250,9 @@ def _all_settings() -> tuple[Setting, ...]:
 
 def _setting(field: str, hint: Any) -> Setting:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        hint, *others = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        if others:
+            return Setting(field, hint, may_be_url=others == [str])
     if typing.get_origin(hint) is typing.Literal:
         return Setting(field, str, choices=typing.get_args(hint))
     return Setting(field, hint)

@@ -28,6 +28,8 @@ class Start:
     meta_name: str
     """What errors call it."""
     torch_threads: int
+    memory_bytes: int | None = None
+    """That the process may take; None: no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Order:
     """What it is an update of; None: of nothing."""
     tenant: str = ""
     """Whose task it is to be."""
+    ttl_seconds: float = 0.0
+    """How long the task is kept once it is learnt; 0: for good."""
     threads: int = 1
     """Cores that it may use: as many as no other order needs. What is learnt does not depend on it."""
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from metanas.errors import AdaptationCancelledError
-from metanas_serving.errors import WorkerError
+from metanas_serving.errors import WorkerDiedError, WorkerError
 from metanas_serving.work import Done, Failed, Message, Order, Pipe, Progress, Ready, Start, Stop
 
 # How soon a cancel is passed on; a gradient step is longer than that.
@@ -147,7 +147,7 @@ class Worker:
         except (EOFError, OSError) as error:
             raise self._died(when) from error
 
-    def _died(self, when: str) -> WorkerError:
+    def _died(self, when: str) -> WorkerDiedError:
         assert self._process is not None
         try:
             code = self._process.wait(timeout=_EXIT_SECONDS)
@@ -157,4 +157,6 @@ class Worker:
         self.close()
         how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit code {code}"
         hint = "; signal 9 often means too little memory" if code == -signal.SIGKILL else ""
-        return WorkerError(f"the adaptation process ended {how} {when}{hint}; a new one starts, send the request again")
+        return WorkerDiedError(
+            f"the adaptation process ended {how} {when}{hint}; a new one starts, send the request again"
+        )

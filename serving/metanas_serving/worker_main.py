@@ -32,6 +32,7 @@ from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving.errors import WorkerError
 from metanas_serving.facts import ServerFacts
+from metanas_serving.memory import bound_memory, is_out_of_memory
 from metanas_serving.work import Done, Failed, Order, Pipe, Pruned, Ready, Start, Step
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def main(descriptor: int) -> int:
     try:
         start = cast(Start, pipe.recv())
         torch.set_num_threads(start.torch_threads)
+        if start.memory_bytes is not None:
+            bound_memory(start.memory_bytes)
         try:
             meta = meta_from_bytes(start.meta, name=start.meta_name)
             warm_up = _warm_up(meta)
@@ -83,6 +86,13 @@ def _work(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done | Failed:
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # whatever it is, the process is fit for the next order
+        if is_out_of_memory(error):
+            return Failed(
+                WorkerError(
+                    f"adaptation to {len(order.images)} images took more memory than its process may have "
+                    "(--worker-memory-mb); send fewer images"
+                )
+            )
         _log.exception("adaptation of task %s failed", order.task_id)
         return Failed(WorkerError(f"adaptation failed with {type(error).__name__}: {error}"))
 
@@ -110,13 +120,15 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
         should_stop=lambda: pipe.poll() and bool(pipe.recv()),
         on_trace=tell_pruned,
     )
+    now = time.time()
     facts = ServerFacts(
         task_id=order.task_id,
-        created_unix_seconds=time.time(),
+        created_unix_seconds=now,
         adapt_seconds=time.perf_counter() - begin,
         warnings=(*order.warnings, *_slower()),
         request_sha256=order.request_sha256,
         tenant=order.tenant,
+        expires_unix_seconds=now + order.ttl_seconds if order.ttl_seconds else 0.0,
         **({} if order.lineage is None else dataclasses.asdict(order.lineage)),
     )
     return _done(task, facts)

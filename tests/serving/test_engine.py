@@ -40,6 +40,34 @@ def test_the_least_recently_asked_task_goes_first(task):
     assert engine.loaded == ["three"]
 
 
+def test_memory_bounds_what_is_loaded_and_a_pinned_task_stays(task):
+    onnx = onnx_bytes(task)
+    size = Engine(device="cpu", max_loaded=1).build(onnx, task.preprocessing, task.trust).memory_bytes
+    weights = sum(value.numel() * 4 for value in task.network.parameters())
+    assert weights < size < 2 * weights + 200_000
+    engine = Engine(device="cpu", max_loaded=100, max_bytes=3 * size)
+
+    def keep(*names):
+        for name in names:
+            engine.keep(name, engine.build(onnx, task.preprocessing, task.trust))
+
+    engine.pin(frozenset({"one", "elsewhere"}))
+    assert engine.missing == ["elsewhere", "one"]
+    keep("one", "two", "three", "four", "four", "five")
+    assert engine.loaded == ["one", "four", "five"]
+    assert engine.loaded_bytes == 3 * size
+    assert engine.missing == ["elsewhere"]
+    engine.pin(frozenset())
+    keep("six")
+    assert engine.loaded == ["four", "five", "six"]
+    for name in ("four", "five", "six"):
+        engine.drop(name)
+    assert engine.loaded_bytes == 0
+    small = Engine(device="cpu", max_loaded=100, max_bytes=1)
+    small.keep("one", small.build(onnx, task.preprocessing, task.trust))
+    assert small.loaded == ["one"]  # the last is kept whatever it takes
+
+
 def test_a_hundred_loaded_tasks_cost_little_and_give_it_back(task):
     engine = Engine(device="cpu", max_loaded=1000)
     onnx = onnx_bytes(task)

@@ -1,5 +1,6 @@
 """Many tasks of one architecture, more than stay loaded, asked at the same time: each answers for itself."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -39,8 +40,8 @@ def test_a_task_whose_file_is_damaged_is_lost_alone_and_says_so(
     first = start_server(config)
     good, bad = (first.adapt(support, seed=seed).task_id for seed in (1, 2))
     answers = first.classify(good, queries)
+    path = tmp_path / "weights" / f"{hashlib.sha256(first.export(bad)).hexdigest()}.pt"
     first.stop()
-    path = tmp_path / f"{bad}.pt"
     path.write_bytes(path.read_bytes()[:-100])
     second = start_server(config)
     refuses(grpc.StatusCode.DATA_LOSS, ["damaged", "set aside as"], lambda: second.classify(bad, queries))

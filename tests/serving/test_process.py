@@ -1,5 +1,6 @@
 """The server as a user starts it: signals, kill -9, refusals at the start, and latency under load."""
 
+import hashlib
 import re
 import signal
 import socket
@@ -23,7 +24,8 @@ from metanas_serving import cli, meta_file
 from metanas_serving.application import Application
 from metanas_serving.config import ServerConfig
 from metanas_serving.errors import StartupError
-from metanas_serving.facts import ServerFacts
+from metanas_serving.facts import ServerFacts, TaskFacts
+from metanas_serving.store import TaskStore
 
 SERVER = Path(__file__).parents[2] / "serving" / "server.py"
 
@@ -61,16 +63,20 @@ def test_after_kill_9_every_finished_task_answers_to_the_same_bits(
     time.sleep(0.5)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
-    (store / f"{'0' * 32}.pt").write_bytes(files[0][:1000])
-    (store / f".{'1' * 32}.pt.xyz.partial").write_bytes(files[0][:1000])
+    weights = store / "weights"
+    (weights / f"{'0' * 64}.pt").write_bytes(files[0][:1000])
+    (weights / f".{'1' * 64}.pt.xyz.partial").write_bytes(files[0][:1000])
 
     second = start_process("--meta", str(tiny_meta), "--store", str(store))
     assert list(second.stub.ListTasks(pb.ListTasksRequest()).tasks) == tasks
     assert [second.classify(task.task_id, queries) for task in tasks] == answers
     assert [second.export(task.task_id) for task in tasks] == files
-    assert sorted(path.name for path in store.iterdir()) == sorted(
-        [".lock", ".secret", f"{'0' * 32}.pt.corrupt", *(f"{task.task_id}.pt" for task in tasks)]
-    )
+    kept = {f"{hashlib.sha256(data).hexdigest()}.pt" for data in files}
+    end = time.monotonic() + 20
+    while {path.name for path in weights.iterdir()} != kept:
+        assert time.monotonic() < end, "what the killed server left is still there"
+        time.sleep(0.05)
+    assert {path.name.partition("-")[0] for path in store.iterdir()} == {".lock", "index.sqlite", "weights"}
     found = second.stub.StartAdapt(keyed, timeout=20)
     assert (found.state, found.task) == (pb.AdaptJob.STATE_SUCCEEDED, tasks[1])
     keyed.seed = 3
@@ -99,8 +105,10 @@ def test_after_kill_9_every_finished_task_answers_to_the_same_bits(
     second.process.send_signal(signal.SIGTERM)
     kept = call.result().task.task_id
     assert second.process.wait(timeout=60) == 0
-    assert (store / f"{kept}.pt").exists()
-    assert len(list(store.glob("*.pt"))) == len(tasks) + 2
+    closed = TaskStore.open(store)
+    assert closed.read(kept)
+    assert len(closed.list()) == len(list(weights.iterdir())) == len(tasks) + 2
+    closed.close()
     with pytest.raises(grpc.RpcError) as caught:
         second.stub.ListTasks(pb.ListTasksRequest(), timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -159,7 +167,6 @@ def test_classify_and_health_answer_in_under_100_ms_while_an_adapt_runs(
     tmp_path, full_size_meta, start_process, queries, capsys
 ):
     store, meta = tmp_path / "store", tmp_path / "meta.pt"
-    store.mkdir()
     save_meta(meta, full_size_meta)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8, generator=generator)
@@ -170,7 +177,10 @@ def test_classify_and_health_answer_in_under_100_ms_while_an_adapt_runs(
         schedule=Schedule(architecture_steps=1, weight_steps=0),
     )
     task_id = "f" * 32
-    (store / f"{task_id}.pt").write_bytes(task_to_bytes(ServerFacts(task_id, 0.0, 0.0).written_into(learnt)))
+    data = task_to_bytes(ServerFacts(task_id, 0.0, 0.0).written_into(learnt))
+    filled = TaskStore.open(store)
+    filled.add(TaskFacts.from_bytes(data, name="the test's task"), data)
+    filled.close()
     server = start_process("--meta", str(meta), "--store", str(store))
 
     def measure(call):

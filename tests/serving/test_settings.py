@@ -65,6 +65,18 @@ def test_each_kind_of_value_is_read_from_each_source(tmp_path):
     assert read_settings([*flags, "--metrics-port", "0"], {}).config == expected
 
 
+def test_a_store_may_be_a_folder_or_a_url_from_each_source(tmp_path):
+    file = tmp_path / "server.toml"
+    for text, in_file, elsewhere in (
+        ("s3://bucket/tasks", "s3://bucket/tasks", "s3://bucket/tasks"),
+        ("tasks", tmp_path / "tasks", Path("tasks")),
+    ):
+        file.write_text(f'store = "{text}"\n')
+        assert read_settings(["--config", str(file)], {}).config.store_path == in_file
+        assert read_settings([], {"METANAS_SERVER_STORE": text}).config.store_path == elsewhere
+        assert read_settings(["--store", text], {}).config.store_path == elsewhere
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -299,7 +299,13 @@ def test_a_task_keeps_its_tenant_over_a_restart_and_a_token_ends_with_its_entry(
 def test_ids_cannot_be_paths(plant, kept):
     """They are looked up, never opened."""
     store = plant.folder / "store"
-    for name in (f"../store/{kept.task.task_id}", f"{kept.task.task_id}.pt", f"./{kept.task.task_id}", ".secret", "/"):
+    for name in (
+        f"../store/{kept.task.task_id}",
+        f"{kept.task.task_id}.pt",
+        f"./{kept.task.task_id}",
+        "index.sqlite",
+        "/",
+    ):
         for caller in (plant.a, plant.b):
             for call in (
                 lambda: caller.few_shot.GetTask(pb.GetTaskRequest(task_id=name)),  # noqa: B023
@@ -307,7 +313,7 @@ def test_ids_cannot_be_paths(plant, kept):
                 lambda: caller.inference.ModelMetadata(oip.ModelMetadataRequest(name=name)),  # noqa: B023
             ):
                 assert failure(call)[0] is grpc.StatusCode.NOT_FOUND
-    assert (store / ".secret").exists()
+    assert (store / "index.sqlite").exists()
 
 
 def test_ids_of_tasks_and_jobs_are_128_bits_of_chance(plant, module_support):

@@ -39,6 +39,8 @@ class AdaptOptions:
     """Of the task network, head included; the search chooses an architecture that fits."""
     max_multiply_adds: int | None = None
     """Of the task network, for one image."""
+    ttl_seconds: float | None = None
+    """How long the task is kept once it is learnt, unless it has an alias then; 0: for good."""
 
 
 def adapt_request(

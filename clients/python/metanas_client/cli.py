@@ -4,7 +4,9 @@
     jobs                       list the jobs that the server remembers
     cancel JOB_ID              end a job
     classify TASK_ID IMAGE...  classify files
-    tasks                      list the server's tasks
+    tasks                      list the server's tasks, page by page
+    alias NAME TASK_ID         give a task a name, or move the name to it
+    aliases                    list names with their tasks
     delete TASK_ID             forget a task
     export TASK_ID FILE        write the task's file
     run MODEL IMAGE...         classify files by an exported model, without a server
@@ -19,6 +21,7 @@ that ask a server, so that ``run`` does without.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -184,8 +187,19 @@ def _answers(images: list[Path], answers: list[Prediction]) -> Outcome:
 
 
 def _tasks(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
-    infos = [task.info for task in client.tasks()]
+    infos = [task.info for task in itertools.islice(client.iterate_tasks(), options.limit)]
     return [asdict(info) for info in infos], "\n".join(map(_task_line, infos)) or "no tasks"
+
+
+def _alias(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
+    client.set_alias(options.alias, options.task_id, pinned=options.pin)
+    task_id = client.aliases()[options.alias]
+    return {"alias": options.alias, "task_id": task_id, "pinned": options.pin}, f"{options.alias} is task {task_id}"
+
+
+def _aliases(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
+    aliases = client.aliases()
+    return aliases, "\n".join(f"{alias}  {task_id}" for alias, task_id in aliases.items()) or "no aliases"
 
 
 def _delete(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
@@ -259,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         ("architecture-learning-rate", float, "of the architecture"),
         ("max-parameters", int, "of the task network"),
         ("max-multiply-adds", int, "of the task network, for one image"),
+        ("ttl-seconds", float, "how long the task is kept unless it has an alias then, 0 for good"),
         ("threshold", float, "operations and inputs of a smaller weight are pruned"),
     ):
         adapt.add_argument(f"--{name}", type=kind, metavar="X", help=f"{text}; default: as the meta-model says")
@@ -276,8 +291,18 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     classify.set_defaults(run=_at_server(_classify))
 
-    tasks = commands.add_parser("tasks", parents=[shared], help="list the server's tasks")
+    tasks = commands.add_parser("tasks", parents=[shared], help="list the server's tasks, oldest first")
+    tasks.add_argument("--limit", type=int, metavar="N", help="at most so many; default: all")
     tasks.set_defaults(run=_at_server(_tasks))
+
+    alias = commands.add_parser("alias", parents=[shared], help="give a task a name, or move the name to it")
+    alias.add_argument("alias", metavar="NAME")
+    alias.add_argument("task_id", metavar="TASK_ID")
+    alias.add_argument("--pin", action="store_true", help="keep the task in memory, however many others are asked")
+    alias.set_defaults(run=_at_server(_alias))
+
+    aliases = commands.add_parser("aliases", parents=[shared], help="list names with their tasks")
+    aliases.set_defaults(run=_at_server(_aliases))
 
     delete = commands.add_parser("delete", parents=[shared], help="forget a task")
     delete.add_argument("task_id", metavar="TASK_ID")

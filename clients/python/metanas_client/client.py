@@ -5,7 +5,7 @@
     FewShotClient.job, .jobs         a job that was started before; how all of them are
     FewShotClient.start_update       a task and more images  ->  AdaptJob of a new version
     FewShotClient.set_alias          a name for a task; .aliases, .delete_alias, .versions
-    FewShotClient.task, .tasks       tasks that were learnt before
+    FewShotClient.task, .tasks       tasks that were learnt before; .iterate_tasks, page by page
     FewShotClient.is_ready           one question to grpc.health.v1
     FewShotClient.wait_until_ready   the same question until yes
 
@@ -14,7 +14,7 @@ channel of its own.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +24,12 @@ from metanas_client.adapt_request import MAX_PIECE_BYTES, AdaptOptions, adapt_re
 from metanas_client.connection import Connection, positive_seconds
 from metanas_client.content import ImageLike
 from metanas_client.defaults import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TIMEOUT_SECONDS
-from metanas_client.errors import DeadlineExceededError, ServerUnavailableError, TaskNotFoundError
+from metanas_client.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServerUnavailableError,
+    TaskNotFoundError,
+)
 from metanas_client.job import AdaptJob
 from metanas_client.job_status import JobStatus, job_status
 from metanas_client.messages import task_info
@@ -217,10 +222,15 @@ class FewShotClient:
             response = call.few_shot.ListVersions(request, timeout=call.timeout_seconds)
         return [Task(task_info(task), connection=self._connection) for task in response.tasks]
 
-    def set_alias(self, alias: str, task_id: str, *, timeout_seconds: float | None = None) -> None:
+    def set_alias(
+        self, alias: str, task_id: str, *, pinned: bool = False, timeout_seconds: float | None = None
+    ) -> None:
         """Give a task a name of your own, or move the name to it: calls see the old task or the new one.
 
         ``task(alias)`` finds the task that has the name at that moment.
+
+        Args:
+            pinned: whether the task stays in the server's memory for as long as it has this name.
 
         Raises:
             InvalidRequestError: the name cannot be an alias.
@@ -228,7 +238,8 @@ class FewShotClient:
             MetaNASClientError: the call failed; see the tree in ``errors``.
         """
         with self._connection.calling("set_alias", timeout_seconds=timeout_seconds) as call:
-            call.few_shot.SetAlias(pb.SetAliasRequest(alias=alias, task_id=task_id), timeout=call.timeout_seconds)
+            request = pb.SetAliasRequest(alias=alias, task_id=task_id, pinned=pinned)
+            call.few_shot.SetAlias(request, timeout=call.timeout_seconds)
 
     def aliases(self, *, timeout_seconds: float | None = None) -> dict[str, str]:
         """The ids of tasks by alias.
@@ -278,12 +289,36 @@ class FewShotClient:
     def tasks(self, *, timeout_seconds: float | None = None) -> list[Task]:
         """List all tasks of the server, oldest first.
 
+        Args:
+            timeout_seconds: for each page of ``iterate_tasks``, which it reads to the end.
+
         Raises:
             MetaNASClientError: the call failed; see the tree in ``errors``.
         """
-        with self._connection.calling("tasks", timeout_seconds=timeout_seconds) as call:
-            response = call.few_shot.ListTasks(pb.ListTasksRequest(), timeout=call.timeout_seconds)
-        return [Task(task_info(task), connection=self._connection) for task in response.tasks]
+        return list(self.iterate_tasks(timeout_seconds=timeout_seconds))
+
+    def iterate_tasks(self, *, page_size: int = 0, timeout_seconds: float | None = None) -> Iterator[Task]:
+        """Go through the tasks of the server, oldest first, one page of them in memory at a time.
+
+        Args:
+            page_size: tasks that one call brings, at most the server's limit; 0: that.
+            timeout_seconds: of each call.
+
+        Raises:
+            InvalidRequestError: ``page_size`` is negative.
+            MetaNASClientError: a call failed; see the tree in ``errors``.
+        """
+        if page_size < 0:
+            raise InvalidRequestError(f"page_size must be at least 0, got {page_size}")
+        token = ""
+        while True:
+            request = pb.ListTasksRequest(page_size=page_size, page_token=token)
+            with self._connection.calling("tasks", timeout_seconds=timeout_seconds) as call:
+                response = call.few_shot.ListTasks(request, timeout=call.timeout_seconds)
+            yield from (Task(task_info(task), connection=self._connection) for task in response.tasks)
+            token = response.next_page_token
+            if not token:
+                return
 
     def is_ready(self, timeout_seconds: float = 5.0) -> bool:
         """Ask the server's health service whether it serves.

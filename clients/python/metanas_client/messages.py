@@ -150,6 +150,8 @@ class TaskInfo:
     budget: BudgetReport | None
     """Where the request set one."""
     trust: Trust
+    expires_unix_seconds: float
+    """When it is deleted unless it has an alias then; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def task_info(task: "pb.Task") -> TaskInfo:
         first_task_id=task.first_task_id,
         budget=_budget(task.budget) if task.HasField("budget") else None,
         trust=_trust(task.trust),
+        expires_unix_seconds=task.expires_unix_seconds,
     )
 
 

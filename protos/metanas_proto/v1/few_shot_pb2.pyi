@@ -40,7 +40,7 @@ Errors (google.rpc codes):
                       answer that still reaches the caller says how far it got
   FAILED_PRECONDITION a stored task was written by a later version of the server; a task to be
                       deleted has an alias; a task to be updated is of another kind of image
-  UNAVAILABLE         the server is draining before it stops
+  UNAVAILABLE         the server is draining before it stops, or its store does not answer
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
 """
@@ -267,18 +267,22 @@ class Alias(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """1 to 64 of the letters A-Z, a-z, digits, . _ -, the first a letter or digit; no task id"""
     task_id: _builtins.str
+    pinned: _builtins.bool
+    """its task stays in memory, however many others are asked"""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         task_id: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "pinned", b"pinned", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,17 +294,21 @@ class SetAliasRequest(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     task_id: _builtins.str
+    pinned: _builtins.bool
+    """refused where pinned tasks would take more than half of the memory for loaded ones"""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         task_id: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "pinned", b"pinned", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +398,7 @@ class AdaptOptions(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     MAX_PARAMETERS_FIELD_NUMBER: _builtins.int
     MAX_MULTIPLY_ADDS_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
     architecture_steps: _builtins.int
     """both together at most the server's --max-adapt-steps"""
     weight_steps: _builtins.int
@@ -406,6 +415,10 @@ class AdaptOptions(_message.Message):
     """
     max_multiply_adds: _builtins.int
     """for one image"""
+    ttl_seconds: _builtins.float
+    """After so many seconds the task is deleted, unless an alias points at it; once none does any more, it is.
+    0: never. Absent: as the server says (--task-ttl-seconds).
+    """
     def __init__(
         self,
         *,
@@ -416,10 +429,11 @@ class AdaptOptions(_message.Message):
         threshold: _builtins.float | None = ...,
         max_parameters: _builtins.int | None = ...,
         max_multiply_adds: _builtins.int | None = ...,
+        ttl_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate", "_architecture_steps", b"_architecture_steps", "_learning_rate", b"_learning_rate", "_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "_threshold", b"_threshold", "_weight_steps", b"_weight_steps", "architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "threshold", b"threshold", "weight_steps", b"weight_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate", "_architecture_steps", b"_architecture_steps", "_learning_rate", b"_learning_rate", "_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "_threshold", b"_threshold", "_ttl_seconds", b"_ttl_seconds", "_weight_steps", b"_weight_steps", "architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "threshold", b"threshold", "ttl_seconds", b"ttl_seconds", "weight_steps", b"weight_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate", "_architecture_steps", b"_architecture_steps", "_learning_rate", b"_learning_rate", "_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "_threshold", b"_threshold", "_weight_steps", b"_weight_steps", "architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "threshold", b"threshold", "weight_steps", b"weight_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate", "_architecture_steps", b"_architecture_steps", "_learning_rate", b"_learning_rate", "_max_multiply_adds", b"_max_multiply_adds", "_max_parameters", b"_max_parameters", "_threshold", b"_threshold", "_ttl_seconds", b"_ttl_seconds", "_weight_steps", b"_weight_steps", "architecture_learning_rate", b"architecture_learning_rate", "architecture_steps", b"architecture_steps", "learning_rate", b"learning_rate", "max_multiply_adds", b"max_multiply_adds", "max_parameters", b"max_parameters", "threshold", b"threshold", "ttl_seconds", b"ttl_seconds", "weight_steps", b"weight_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__architecture_learning_rate: _TypeAlias = _typing.Literal["architecture_learning_rate"]  # noqa: Y015
     _WhichOneofArgType__architecture_learning_rate: _TypeAlias = _typing.Literal["_architecture_learning_rate", b"_architecture_learning_rate"]  # noqa: Y015
@@ -433,6 +447,8 @@ class AdaptOptions(_message.Message):
     _WhichOneofArgType__max_parameters: _TypeAlias = _typing.Literal["_max_parameters", b"_max_parameters"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_seconds: _TypeAlias = _typing.Literal["ttl_seconds"]  # noqa: Y015
+    _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
     _WhichOneofReturnType__weight_steps: _TypeAlias = _typing.Literal["weight_steps"]  # noqa: Y015
     _WhichOneofArgType__weight_steps: _TypeAlias = _typing.Literal["_weight_steps", b"_weight_steps"]  # noqa: Y015
     @_typing.overload
@@ -447,6 +463,8 @@ class AdaptOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parameters) -> _WhichOneofReturnType__max_parameters | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_steps) -> _WhichOneofReturnType__weight_steps | None: ...
 
@@ -816,6 +834,7 @@ class Task(_message.Message):
     FIRST_TASK_ID_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    EXPIRES_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     parameter_count: _builtins.int
     """of the task network, head included"""
@@ -837,6 +856,8 @@ class Task(_message.Message):
     """the task it is an update of; empty for the first version"""
     first_task_id: _builtins.str
     """of all versions of one task the same: the id of the first"""
+    expires_unix_seconds: _builtins.float
+    """when it is deleted if it has no alias then; 0: never"""
     @_builtins.property
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """in the order of the request's support"""
@@ -883,10 +904,11 @@ class Task(_message.Message):
         first_task_id: _builtins.str = ...,
         budget: Global___BudgetReport | None = ...,
         trust: Global___Trust | None = ...,
+        expires_unix_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "genotype", b"genotype", "preprocessing", b"preprocessing", "settings", b"settings", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_seconds", b"adapt_seconds", "architecture_steps", b"architecture_steps", "budget", b"budget", "class_names", b"class_names", "created_unix_seconds", b"created_unix_seconds", "first_task_id", b"first_task_id", "genotype", b"genotype", "one_shot_parameter_count", b"one_shot_parameter_count", "parameter_count", b"parameter_count", "parent_task_id", b"parent_task_id", "preprocessing", b"preprocessing", "settings", b"settings", "support_accuracy", b"support_accuracy", "support_image_count", b"support_image_count", "task_id", b"task_id", "trust", b"trust", "version", b"version", "warnings", b"warnings", "weight_steps", b"weight_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_seconds", b"adapt_seconds", "architecture_steps", b"architecture_steps", "budget", b"budget", "class_names", b"class_names", "created_unix_seconds", b"created_unix_seconds", "expires_unix_seconds", b"expires_unix_seconds", "first_task_id", b"first_task_id", "genotype", b"genotype", "one_shot_parameter_count", b"one_shot_parameter_count", "parameter_count", b"parameter_count", "parent_task_id", b"parent_task_id", "preprocessing", b"preprocessing", "settings", b"settings", "support_accuracy", b"support_accuracy", "support_image_count", b"support_image_count", "task_id", b"task_id", "trust", b"trust", "version", b"version", "warnings", b"warnings", "weight_steps", b"weight_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1279,14 +1301,27 @@ Global___GetTaskRequest: _TypeAlias = GetTaskRequest  # noqa: Y015
 
 @_typing.final
 class ListTasksRequest(_message.Message):
+    """The pages of one list have what is there when each is read: a task that is made or deleted meanwhile may be
+    missing, none that stays is.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """at most so many tasks; 0: the most that a page has, 500"""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: the first page"""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1297,16 +1332,20 @@ class ListTasksResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TASKS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """of ListTasks; empty: this is the last page"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]: ...
     def __init__(
         self,
         *,
         tasks: _abc.Iterable[Global___Task] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

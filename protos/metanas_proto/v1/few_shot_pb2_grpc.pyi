@@ -40,7 +40,7 @@ Errors (google.rpc codes):
                       answer that still reaches the caller says how far it got
   FAILED_PRECONDITION a stored task was written by a later version of the server; a task to be
                       deleted has an alias; a task to be updated is of another kind of image
-  UNAVAILABLE         the server is draining before it stops
+  UNAVAILABLE         the server is draining before it stops, or its store does not answer
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
 """
@@ -106,7 +106,7 @@ class FewShotStub:
     GetTask: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.GetTaskRequest, _few_shot_pb2.Task]
     """Describes one task."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ListTasksRequest, _few_shot_pb2.ListTasksResponse]
-    """Lists all tasks, oldest first."""
+    """Lists tasks, oldest first, page by page."""
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.DeleteTaskRequest, _few_shot_pb2.DeleteTaskResponse]
     """Deletes a task, in memory and in the store."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.ListVersionsRequest, _few_shot_pb2.ListTasksResponse]
@@ -156,7 +156,7 @@ class FewShotAsyncStub(FewShotStub):
     GetTask: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.GetTaskRequest, _few_shot_pb2.Task]  # type: ignore[assignment]
     """Describes one task."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ListTasksRequest, _few_shot_pb2.ListTasksResponse]  # type: ignore[assignment]
-    """Lists all tasks, oldest first."""
+    """Lists tasks, oldest first, page by page."""
     DeleteTask: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.DeleteTaskRequest, _few_shot_pb2.DeleteTaskResponse]  # type: ignore[assignment]
     """Deletes a task, in memory and in the store."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.ListVersionsRequest, _few_shot_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -275,7 +275,7 @@ class FewShotServicer(metaclass=_abc_1.ABCMeta):
         request: _few_shot_pb2.ListTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_few_shot_pb2.ListTasksResponse, _abc.Awaitable[_few_shot_pb2.ListTasksResponse]]:
-        """Lists all tasks, oldest first."""
+        """Lists tasks, oldest first, page by page."""
 
     @_abc_1.abstractmethod
     def DeleteTask(
