@@ -103,16 +103,14 @@ def _left(address: str) -> dict[str, Any]:
 def _report(
     options: argparse.Namespace, described: dict[str, Any], found: list[dict[str, Any]], left: dict[str, Any]
 ) -> int:
-    codes: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    milliseconds: defaultdict[str, list[float]] = defaultdict(list)
+    milliseconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for caller in found:
         for what, code, spent in caller["calls"]:
-            codes[what][code] += 1
-            milliseconds[what].append(spent)
+            milliseconds[what, code].append(spent)
     complaints = {
         kind: [text for caller in found for text in caller[kind]] for kind in ("wrong", "lost", "undocumented")
     }
-    late = codes["Adapt, short deadline"]["DEADLINE_EXCEEDED"]
+    late = len(milliseconds["Adapt, short deadline", "DEADLINE_EXCEEDED"])
     verdicts = {
         "no wrong answer": not complaints["wrong"],
         "no lost task or job": not complaints["lost"] and left["unacknowledged_tasks"] <= late,
@@ -122,11 +120,11 @@ def _report(
         "no task and no file left behind": not left["tasks_left"] and not left["new_files"],
         "no error in the server's log": not left["errors_in_the_log"],
     }
-    rows = []
-    for what in sorted(codes):
-        spent = milliseconds[what]
-        counts = ", ".join(f"{code} {count:,}" for code, count in codes[what].most_common())
-        rows.append([what, counts, f"{np.percentile(spent, 50):,.0f} ms", f"{np.percentile(spent, 99):,.0f} ms"])
+    rows = [
+        [what, code, f"{len(spent):,}", f"{np.percentile(spent, 50):,.0f} ms", f"{np.percentile(spent, 99):,.0f} ms"]
+        for (what, code), spent in sorted(milliseconds.items())
+        if spent
+    ]
     checked = sum(caller["checked"] for caller in found)
     lines = [
         f"# {options.clients} clients for {options.minutes:g} minutes",
@@ -144,7 +142,7 @@ def _report(
         "request. "
         f"{left['unacknowledged_tasks']} tasks were kept just when their caller's deadline came.",
         "",
-        *report.table(["call", "status", "p50", "p99"], rows),
+        *report.table(["call", "status", "calls", "p50", "p99"], rows),
         "",
         *report.verdicts(verdicts),
     ]
@@ -155,14 +153,17 @@ def _report(
         "clients": options.clients,
         "minutes": options.minutes,
         "seed": options.seed,
-        "calls": {
-            what: {
-                "by_code": dict(codes[what]),
-                "p50_ms": float(np.percentile(milliseconds[what], 50)),
-                "p99_ms": float(np.percentile(milliseconds[what], 99)),
+        "calls": [
+            {
+                "call": what,
+                "code": code,
+                "count": len(spent),
+                "p50_ms": float(np.percentile(spent, 50)),
+                "p99_ms": float(np.percentile(spent, 99)),
             }
-            for what in sorted(codes)
-        },
+            for (what, code), spent in sorted(milliseconds.items())
+            if spent
+        ],
         "answers_compared": checked,
         "verdicts": verdicts,
         **complaints,
