@@ -136,6 +136,8 @@ def messages(method: MethodDescriptor, seeds: Sequence[bytes], words: Sequence[s
                 found.append(chance.randbytes(chance.choice((0, 1, 5, 60, 2000))))
             case 1 | 2 | 3:
                 found.append(filled(GetMessageClass(method.input_type)(), words, chance).SerializeToString())
+            case 4:
+                found.append(chance.choice(seeds))
             case _:
                 found.append(mutated(chance.choice(seeds), [*seeds, *FILES], chance))
     return found
