@@ -93,6 +93,7 @@ class Application:
             device=config.device,
             max_loaded=config.max_loaded_tasks,
             max_bytes=config.max_loaded_mb * 1024 * 1024,
+            max_batch=config.max_batch,
         )
         self._gate = Gate()
         self._store = TaskStore.memory() if config.store_path is None else TaskStore.open(config.store_path)

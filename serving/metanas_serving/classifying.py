@@ -36,8 +36,11 @@ class Classifier:
             ArtifactError: its file is damaged or of a later version.
         """
         answerer = self._engine.get(task_id)
-        self._metrics.classified(len(images), was_loaded=answerer is not None)
-        return (answerer or self._load(task_id)).answer(images)
+        self._metrics.asked(was_loaded=answerer is not None)
+        answers = (answerer or self._load(task_id)).answer(images)
+        for batch_images in answers.computed.led:
+            self._metrics.classified(batch_images)
+        return answers
 
     def load(self, task_id: str) -> None:
         """Load a task before it is asked.

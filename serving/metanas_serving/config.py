@@ -16,6 +16,8 @@ MAX_TTL_SECONDS = 315_360_000.0
 
 MIN_WORKER_MB = 384
 
+DEFAULT_MAX_BATCH = 16
+
 # Threads that adaptations never hold, so that Classify and health always find one.
 _SPARE_THREADS = 4
 
@@ -73,6 +75,8 @@ class ServerConfig:
     """Classes of one task."""
     max_classify_images: int = 1000
     """Images of one Classify."""
+    max_batch: int = DEFAULT_MAX_BATCH
+    """Images of concurrent calls for one task that are run together where it pays; 1: each by itself."""
     max_message_mb: int = 64
     """Largest request, in MiB."""
     max_upload_mb: int = 512
@@ -125,6 +129,7 @@ class ServerConfig:
             "adapt_workers",
             "torch_threads",
             "max_classify_images",
+            "max_batch",
             "max_loaded_tasks",
             "max_loaded_mb",
             "max_upload_mb",

@@ -4,8 +4,7 @@
     Engine     makes answerers, and keeps as many as its memory takes: the least recently asked goes first, pinned
                ones never
 
-A network computes on the thread that calls it, so calls do not share threads or wait for each
-other. Knows ``network``; nothing of the store or the contract.
+All of them compute behind one ``batching`` line. Knows ``network``; nothing of the store or the contract.
 """
 
 import logging
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from metanas.preprocessing import Preprocessing, scale
 from metanas.trust import Trust
-from metanas_serving.config import Device
+from metanas_serving.batching import Batcher, Computed
+from metanas_serving.config import DEFAULT_MAX_BATCH, Device
 from metanas_serving.errors import StartupError
 from metanas_serving.network import Network, Networks
 
@@ -53,13 +53,16 @@ class Answers:
     """``(images,)``, to the class that each resembles most; None: the task cannot tell."""
     none_of_these: NDArray[np.bool_] | None
     """``(images,)``, whether that is too little for any class; None: the task has no threshold."""
+    computed: Computed
+    """The logits that they come from, and how these came about."""
 
 
 class Answerer:
     """A task, ready to answer; safe to share between threads."""
 
-    def __init__(self, network: Network, preprocessing: Preprocessing, trust: Trust) -> None:
+    def __init__(self, network: Network, preprocessing: Preprocessing, trust: Trust, *, batcher: Batcher) -> None:
         self._network = network
+        self._batcher = batcher
         self._preprocessing = preprocessing
         self._trust = trust
 
@@ -80,7 +83,8 @@ class Answerer:
             images: uint8 ``(batch, channels, height, width)``.
         """
         trust = self._trust
-        logits = self._network.run(network_input(images, self._preprocessing)).astype(np.float64)
+        computed = self._batcher.run(self._network, network_input(images, self._preprocessing))
+        logits = computed.logits.astype(np.float64)
         largest = logits.max(axis=1)
         exponents = np.exp((logits - largest[:, None]) / trust.temperature)
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)
@@ -92,22 +96,32 @@ class Answerer:
             probabilities.astype(np.float32),
             None if similarities is None else similarities.astype(np.float32),
             unknown,
+            computed,
         )
 
 
 class Engine:
     """The answerers that are loaded."""
 
-    def __init__(self, *, device: Device, max_loaded: int, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: Device,
+        max_loaded: int,
+        max_bytes: int | None = None,
+        max_batch: int = DEFAULT_MAX_BATCH,
+    ) -> None:
         """Choose what computes.
 
         Args:
             max_loaded: answerers that are kept.
             max_bytes: that they take together; None: no limit. The last one is kept whatever it takes.
+            max_batch: images of concurrent calls that are run together.
         """
         self._device = device
         self._providers = choose_providers(device, available=ort.get_available_providers())
         self._networks = Networks(self._providers)
+        self._batcher = Batcher(max_batch=max_batch)
         self._max_loaded, self._max_bytes = max_loaded, max_bytes
         self._bytes = 0
         self._pinned: frozenset[str] = frozenset()
@@ -131,7 +145,7 @@ class Engine:
 
     def build(self, onnx: bytes, preprocessing: Preprocessing, trust: Trust) -> Answerer:
         """Make an answerer; it is not kept."""
-        return Answerer(self._networks.load(onnx), preprocessing, trust)
+        return Answerer(self._networks.load(onnx), preprocessing, trust, batcher=self._batcher)
 
     def get(self, task_id: str) -> Answerer | None:
         """The answerer of a task if it is loaded."""

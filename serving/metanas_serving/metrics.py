@@ -1,7 +1,8 @@
 """What happens in one server, counted for Prometheus.
 
     Metrics.answered     a call went out: its name, its status, how long it took
-    Metrics.classified   a batch of images was classified, by a task that was loaded or not
+    Metrics.classified   a batch of images was classified
+    Metrics.asked        a task was to classify: it was loaded or not
     Metrics.adapted      a phase of an adaptation is over: its name, how long it took
     Metrics.registry     what ``metrics_server`` shows
 
@@ -38,13 +39,13 @@ class Metrics:
         )
         self._batch_images = Histogram(
             "metanas_classify_batch_images",
-            "Images classified at a time.",
+            "Images run together, of one call or of several.",
             buckets=_BATCH_IMAGES,
             registry=self.registry,
         )
         self._lookups = Counter(
             "metanas_loaded_task_lookups",
-            "Batches by whether their task was loaded (hit) or had to be loaded from its file (miss).",
+            "Calls by whether their task was loaded (hit) or had to be loaded from its file (miss).",
             ("result",),
             registry=self.registry,
         )
@@ -67,9 +68,12 @@ class Metrics:
         self._requests.labels(call, code.name).inc()
         self._request_seconds.labels(call).observe(seconds)
 
-    def classified(self, images: int, *, was_loaded: bool) -> None:
-        """Count a batch of images and whether its task was loaded already."""
+    def classified(self, images: int) -> None:
+        """Count a batch of images, of one call or of several."""
         self._batch_images.observe(images)
+
+    def asked(self, *, was_loaded: bool) -> None:
+        """Count a look for a task by whether it was loaded already."""
         self._lookups.labels("hit" if was_loaded else "miss").inc()
 
     def adapted(self, phase: str, seconds: float) -> None:

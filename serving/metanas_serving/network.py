@@ -66,6 +66,11 @@ class Network:
         """What it takes for itself; what it shares with others is not counted."""
         raise NotImplementedError
 
+    @property
+    def batch(self) -> int:
+        """Images that it is best to run together."""
+        raise NotImplementedError
+
     def run(self, inputs: Floats) -> Floats:
         """Score images.
 
@@ -119,6 +124,10 @@ class _Whole(Network):
         self._session = ort.InferenceSession(onnx_file, _options(), providers=providers)
         self._batch = 1 if providers == [_CPU] else _DEVICE_BATCH
         self._memory_bytes = _WHOLE_TIMES * len(onnx_file)
+
+    @property
+    def batch(self) -> int:
+        return self._batch
 
     @property
     def providers(self) -> list[str]:
@@ -178,6 +187,10 @@ class _Bound(Network):
     @property
     def memory_bytes(self) -> int:
         return sum(value.nbytes for value in self._arrays) + _BOUND_BYTES
+
+    @property
+    def batch(self) -> int:
+        return self._shared.batch
 
     def run(self, inputs: Floats) -> Floats:
         size = self._shared.batch

@@ -265,14 +265,15 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         )
         decoded = time.perf_counter()
         answers = self._classifier.answer(facts.task_id, images)
-        computed = time.perf_counter()
+        computed, waited = time.perf_counter(), answers.computed.waited_seconds
         self._traces.stages(begin - queued_seconds, queue=begin, decode=decoded, compute=computed)
         return pb.ClassifyResponse(
             classifications=codec.classifications(answers, facts.class_names, top_k=request.top_k),
             timing=pb.Timing(
-                queue_milliseconds=1000 * queued_seconds,
+                queue_milliseconds=1000 * (queued_seconds + waited),
                 decode_milliseconds=1000 * (decoded - begin),
-                compute_milliseconds=1000 * (computed - decoded),
+                compute_milliseconds=1000 * (computed - decoded - waited),
+                batch_images=answers.computed.batch_images,
             ),
             task_id=facts.task_id,
         )

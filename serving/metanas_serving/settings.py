@@ -44,6 +44,7 @@ HELP = {
     "max_support_images": "images of one Adapt",
     "max_classes": "classes of one task",
     "max_classify_images": "images of one Classify",
+    "max_batch": "images of concurrent calls for one task that are run together; 1: each by itself",
     "max_message_mb": "largest request, in MiB",
     "max_upload_mb": "largest UploadAdapt, in MiB",
     "max_adapt_steps": "gradient steps that a request may ask for",

@@ -34,13 +34,29 @@ def test_an_answer_says_where_the_time_went(job_server, task_id, queries):
 
 
 def test_the_queue_is_what_a_call_waits_for_a_thread(job_server, task_id, queries):
-    request = pb.ClassifyRequest(task_id=task_id, images=queries * 40)
+    request = pb.ClassifyRequest(task_id=task_id, images=queries * 10)
     calls = [job_server.stub.Classify.future(request, timeout=60) for _ in range(64)]
     timings = [call.result().timing for call in calls]
     waited = sorted(timing.queue_milliseconds for timing in timings)
     work = min(timing.decode_milliseconds + timing.compute_milliseconds for timing in timings)
     # 16 threads for 64 calls: the last begin after three others have been answered on their thread.
     assert waited[-1] > 2 * work
+
+
+def test_calls_at_the_same_time_are_run_together_and_answered_as_each_is_alone(job_server, task_id, queries):
+    requests = [pb.ClassifyRequest(task_id=task_id, images=[image]) for image in queries]
+    alone = [job_server.stub.Classify(request, timeout=20) for request in requests]
+    assert {answer.timing.batch_images for answer in alone} == {1}
+    largest = 0
+    for _ in range(20):
+        calls = [job_server.stub.Classify.future(requests[number % len(requests)], timeout=60) for number in range(64)]
+        for number, call in enumerate(calls):
+            answer = call.result()
+            assert answer.classifications == alone[number % len(alone)].classifications
+            largest = max(largest, answer.timing.batch_images)
+        if largest > 1:
+            break
+    assert largest > 1
 
 
 def test_a_stream_is_answered_request_after_request_as_classify_does(job_server, task_id, queries):

@@ -175,9 +175,11 @@ class Timing:
     """Where the server's time for a request went."""
 
     queue_milliseconds: float
-    """Until the message was there and had a thread; 0 within a stream."""
+    """Until the message was there and had a thread (0 within a stream), and in line for a processor."""
     decode_milliseconds: float
     compute_milliseconds: float
+    batch_images: int = 0
+    """The most images, of this call and of others for the task, that were run together; 0: unknown."""
 
 
 class Predictions(list[Prediction]):
@@ -268,6 +270,7 @@ def predictions(response: "pb.ClassifyResponse", *, image_count: int) -> Predict
             queue_milliseconds=timing.queue_milliseconds,
             decode_milliseconds=timing.decode_milliseconds,
             compute_milliseconds=timing.compute_milliseconds,
+            batch_images=timing.batch_images,
         ),
     )
 

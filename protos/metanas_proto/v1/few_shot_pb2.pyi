@@ -1200,22 +1200,28 @@ class Timing(_message.Message):
     QUEUE_MILLISECONDS_FIELD_NUMBER: _builtins.int
     DECODE_MILLISECONDS_FIELD_NUMBER: _builtins.int
     COMPUTE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    BATCH_IMAGES_FIELD_NUMBER: _builtins.int
     queue_milliseconds: _builtins.float
-    """until the message was there and had a thread; 0 within a stream"""
+    """until the message was there and had a thread (0 within a stream), and in"""
     decode_milliseconds: _builtins.float
-    """files and tensors to prepared pixels"""
+    """line for a processor
+    files and tensors to prepared pixels
+    """
     compute_milliseconds: _builtins.float
     """the network, and loading it where it was not loaded"""
+    batch_images: _builtins.int
+    """the most images, of this call and of others for the task, that were run together"""
     def __init__(
         self,
         *,
         queue_milliseconds: _builtins.float = ...,
         decode_milliseconds: _builtins.float = ...,
         compute_milliseconds: _builtins.float = ...,
+        batch_images: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_milliseconds", b"compute_milliseconds", "decode_milliseconds", b"decode_milliseconds", "queue_milliseconds", b"queue_milliseconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_images", b"batch_images", "compute_milliseconds", b"compute_milliseconds", "decode_milliseconds", b"decode_milliseconds", "queue_milliseconds", b"queue_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,130 @@
+"""The line in front of the processors: who is computed with whom, and when."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from metanas_serving.batching import Batcher
+from metanas_serving.network import Network
+
+
+class Held(Network):
+    """Doubles its inputs, when it may; remembers how many images each run had."""
+
+    def __init__(self, *, batch=8, error=None):
+        self.may_go = threading.Semaphore(0)
+        self.runs = []
+        self._batch = batch
+        self._error = error
+
+    @property
+    def batch(self):
+        return self._batch
+
+    def run(self, inputs):
+        self.runs.append(len(inputs))
+        assert self.may_go.acquire(timeout=20)
+        if self._error is not None:
+            raise self._error
+        return 2 * inputs.reshape(len(inputs), -1)
+
+
+class Callers:
+    """Calls on threads of their own, which come one after the other."""
+
+    def __init__(self, batcher):
+        self._batcher = batcher
+        self.answers = {}
+        self._threads = []
+
+    def call(self, name, network, values):
+        before = self._batcher.waiting_count, len(network.runs)
+
+        def ask():
+            try:
+                self.answers[name] = self._batcher.run(network, np.array(values, dtype=np.float32).reshape(-1, 1, 1, 1))
+            except Exception as error:
+                self.answers[name] = error
+
+        self._threads.append(threading.Thread(target=ask))
+        self._threads[-1].start()
+        end = time.monotonic() + 20
+        while (self._batcher.waiting_count, len(network.runs)) == before:  # in line, or running
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def wait(self):
+        for thread in self._threads:
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+def test_a_call_that_finds_a_processor_free_computes_at_once_and_alone():
+    network = Held()
+    network.may_go.release()
+    computed = Batcher(max_batch=16).run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
+    assert computed.logits.tolist() == [[2.0]]
+    assert (computed.waited_seconds, computed.batch_images, computed.led) == (0.0, 1, (1,))
+
+
+def test_calls_that_wait_are_run_with_those_of_their_network_and_each_gets_its_own_answer():
+    callers = Callers(Batcher(max_batch=16, at_once=1))
+    one, other = Held(), Held()
+    callers.call("first", one, [1])
+    for name, network, values in (("a", one, [2]), ("x", other, [3]), ("b", one, [4, 5]), ("y", other, [6])):
+        callers.call(name, network, values)
+    for network in (one, other):
+        network.may_go.release(2)
+    callers.wait()
+    answers = {name: answer.logits[:, 0].tolist() for name, answer in callers.answers.items()}
+    assert answers == {"first": [2], "a": [4], "b": [8, 10], "x": [6], "y": [12]}
+    assert (one.runs, other.runs) == ([1, 3], [2])
+    assert [callers.answers[name].batch_images for name in ("first", "a", "b", "x", "y")] == [1, 3, 3, 2, 2]
+    assert [callers.answers[name].led for name in ("first", "a", "b", "x", "y")] == [(1,), (3,), (), (2,), ()]
+    assert callers.answers["b"].waited_seconds > 0
+
+
+@pytest.mark.parametrize(("max_batch", "batch"), [(1, 8), (16, 1)])
+def test_images_are_run_one_by_one_where_the_server_or_the_network_wants_it(max_batch, batch):
+    callers = Callers(Batcher(max_batch=max_batch, at_once=1))
+    network = Held(batch=batch)
+    for number in range(3):
+        callers.call(number, network, [number])
+    network.may_go.release(3)
+    callers.wait()
+    assert network.runs == [1, 1, 1]
+    assert [callers.answers[number].logits.item() for number in range(3)] == [0, 2, 4]
+
+
+def test_a_large_call_lets_small_ones_pass_between_its_batches():
+    callers = Callers(Batcher(max_batch=4, at_once=1))
+    large, small = Held(), Held()
+    callers.call("large", large, list(range(10)))
+    callers.call("small", small, [7])
+    large.may_go.release()  # its first four images
+    small.may_go.release()
+    end = time.monotonic() + 20
+    while "small" not in callers.answers:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    assert callers.answers["small"].logits.tolist() == [[14]]
+    large.may_go.release(2)
+    callers.wait()
+    assert callers.answers["large"].logits[:, 0].tolist() == [2 * value for value in range(10)]
+    assert large.runs == [4, 4, 2]
+
+
+def test_what_a_network_raises_reaches_each_call_of_the_batch_and_none_of_the_next():
+    callers = Callers(Batcher(max_batch=16, at_once=1))
+    good, bad = Held(), Held(error=RuntimeError("out of memory"))
+    callers.call("first", good, [1])
+    callers.call("a", bad, [2])
+    callers.call("b", bad, [3])
+    callers.call("last", good, [4])
+    good.may_go.release(2)
+    bad.may_go.release()
+    callers.wait()
+    assert str(callers.answers["a"]) == str(callers.answers["b"]) == "out of memory"
+    assert callers.answers["last"].logits.tolist() == [[8]]
