@@ -168,10 +168,10 @@ class Pairs:
 
 def measure_pair(settings: Settings) -> Pairs:
     """Two processes of one engine thread each, then a server with two workers."""
-    steps, bundled_steps = (2, 5) if settings.quick else (10, 50)
+    steps, bundled_steps = (2, 5) if settings.quick else (5, 50)
     orders = (
         Order(meta="untrained", architecture_steps=steps, weight_steps=steps),
-        Order(tasks=1 if settings.quick else 2, architecture_steps=bundled_steps, weight_steps=bundled_steps),
+        Order(architecture_steps=bundled_steps, weight_steps=bundled_steps),
     )
     untrained, bundled = (Pair(seconds_at_once(order, 1), seconds_at_once(order, 2)) for order in orders)
     return Pairs(
@@ -201,26 +201,36 @@ def _served_pair(settings: Settings, steps: int | None) -> Pair:
 
 
 def pair_rows(pairs: Pairs, rates: Rates) -> list[Row]:
-    """Against 1.7 and 2 times the throughput of one at a time."""
+    """Against 1.7 and 2 times the throughput of one at a time, where each has a thread."""
     names = (
         (
             f"Two Adapts at once against one at a time: 20-way 1-shot, untrained, {pairs.steps} + {pairs.steps} of the "
             "50 + 50 steps, a process and one thread each",
             pairs.untrained,
+            True,
         ),
-        (f"the same from the bundled meta-model, {pairs.bundled_steps} + {pairs.bundled_steps} steps", pairs.bundled),
-        ("the same through a server with --adapt-workers 2, end to end", pairs.served),
+        (
+            f"the same from the bundled meta-model, {pairs.bundled_steps} + {pairs.bundled_steps} steps",
+            pairs.bundled,
+            True,
+        ),
+        (
+            "the same through a server with --adapt-workers 2, end to end; one alone has all cores there, so "
+            "1 x is to be expected",
+            pairs.served,
+            False,
+        ),
     )
     return [
         Row(
             what=what,
             measured=f"{pair.ratio:.2f} x (one {pair.one:.2f} s, two {pair.two:.2f} s)",
-            bar="1.7 x",
-            aim="2 x",
-            goals=(Goal(pair.ratio, 1.7, 2.0, at_least=True),),
+            bar="1.7 x" if judged else "",
+            aim="2 x" if judged else "",
+            goals=(Goal(pair.ratio, 1.7, 2.0, at_least=True),) if judged else (),
             values=asdict(pair),
         )
-        for what, pair in names
+        for what, pair, judged in names
     ]
 
 

@@ -126,7 +126,7 @@ class Share:
 def measure_throughput(settings: Settings) -> Share:
     """32 callers of one image each, and the same ONNX file in this process."""
     classes = omniglot_classes()
-    seconds = 2.0 if settings.quick else 8.0
+    seconds = 2.0 if settings.quick else 6.0
     with Server(*bundled_arguments(settings.folder, steps=FEW_STEPS)) as server:
         task, images = _drawings(server.client, classes)
         path = task.export(settings.folder / "task.onnx", format="onnx")

@@ -12,9 +12,9 @@ class Settings:
     """For files of the moment."""
     quick: bool = False
     """A look: few steps, few calls; shows that everything works, and roughly how fast."""
-    adapt_budget_seconds: float = 60.0
+    adapt_budget_seconds: float = 20.0
     """The longest that one Omniglot-shaped Adapt is measured in full; a longer one is scaled."""
-    large_budget_seconds: float = 120.0
+    large_budget_seconds: float = 30.0
     """The same for the Adapt of 84 x 84 pixels."""
     quick_seconds: float = 4.0
     """In place of both where ``quick``."""

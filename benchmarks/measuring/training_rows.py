@@ -33,7 +33,7 @@ class Training:
 
 def measure_training(settings: Settings) -> Training:
     """A few steps of one process a core."""
-    output, processes, steps = settings.folder / "run", CORES, 3 if settings.quick else 8
+    output, processes, steps = settings.folder / "run", CORES, 3 if settings.quick else 6
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     data = omniglot_classes().name.split("-")[0].split("/")[0]
     command = [

@@ -105,7 +105,7 @@ def test_two_that_take_as_long_as_one_are_twice_the_throughput():
     assert [row.verdict for row in pair_rows(Pairs(pair, pair, Pair(3.0, 4.0), 10, 50), RATES)] == [
         "aim",
         "aim",
-        "missed",
+        "",  # through a server one Adapt alone has all cores
     ]
 
 
