@@ -15,8 +15,10 @@ each parameter tensor and step.
 Sources: Nichol et al. (Reptile), arXiv 1803.02999; MetaNAS, Table 4; MAML++, arXiv 1810.09502.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ def build_optimizer(
             "weight_decay": schedule.architecture_weight_decay,
         },
     ]
-    optimizer = Adam([group for group in groups if group["params"]], betas=(0.0, BETA_2), fused=True)
+    optimizer = _EagerAdam([group for group in groups if group["params"]], betas=(0.0, BETA_2), fused=True)
     for name, parameter in parameters.named():
         if name in moments:
             optimizer.state[parameter] = {
@@ -97,6 +99,24 @@ def build_optimizer(
                 "exp_avg_sq": torch.empty_like(parameter, requires_grad=False).copy_(moments[name]),
             }
     return optimizer
+
+
+class _EagerAdam(Adam):
+    """Adam, without the import of torch's compiler that its methods begin with.
+
+    It takes more than a second, once a process, and nothing here is compiled. The same code runs, without what
+    torch's decorators put around it.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inspect.unwrap(Adam.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        inspect.unwrap(Adam.zero_grad)(self, set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            return inspect.unwrap(Adam.step)(self, closure)
 
 
 def _plain(parameters: Parameters, schedule: Schedule) -> SGD:

@@ -1,10 +1,13 @@
 """Adam with beta_1 = 0 and stored moments, by hand and through a change of memory layout."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from metanas.head import Head
 from metanas.optimizer import STEP, Parameters, build_optimizer, collect_moments
@@ -101,3 +104,45 @@ def test_collecting_and_building_again_change_no_stored_moment() -> None:
     optimizer.step()
     assert moments == {"network.values": torch.tensor([0.5]), STEP: torch.tensor(9.0)}
     assert collected[STEP].item() == 10
+
+
+def test_steps_are_those_of_torchs_adam_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(50, generator=generator)
+    gradients = torch.randn(5, 50, generator=generator)
+    parameters = Parameters(_Weights(start.clone()), Head(1, 2))
+    ours = build_optimizer(parameters, {}, schedule=RATES)
+    plain = nn.Parameter(start.clone())
+    torchs = Adam([plain], lr=RATES.learning_rate, betas=(0.0, 0.999), fused=True)
+    for gradient in gradients:
+        for optimizer, parameter in ((ours, parameters.network.values), (torchs, plain)):
+            optimizer.zero_grad(set_to_none=True)
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(parameters.network.values, plain)
+
+
+_LEARN = """
+import sys, torch
+from metanas.backbone import build_backbone
+from metanas.head import Head
+from metanas.model import empty_backbone
+from metanas.optimizer import Parameters, build_optimizer
+from metanas.schedule import Schedule
+from metanas.space import SearchSpace
+space = SearchSpace(channels=2, cells=1, reduction_cells=(), nodes=1, operations=("skip_connect",))
+state = torch.get_rng_state()
+network = empty_backbone(space, None)
+assert torch.equal(state, torch.get_rng_state()), "random numbers were used"
+optimizer = build_optimizer(Parameters(network, Head(2, 2)), {}, schedule=Schedule())
+for parameter in network.parameters():
+    parameter.grad = torch.ones_like(parameter)
+optimizer.step()
+optimizer.zero_grad(set_to_none=True)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+
+
+def test_a_process_that_learns_never_loads_torchs_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", _LEARN], capture_output=True, text=True, check=True, timeout=240)
+    assert done.stdout.strip() == "[]"
