@@ -94,6 +94,7 @@ def test_a_killed_process_fails_its_request_alone_and_a_new_one_follows(slow_ser
     until(lambda: waiting(slow_server) == 1)
     os.kill(old, signal.SIGKILL)
     refuses(grpc.StatusCode.INTERNAL, ["signal 9 (SIGKILL)", "while it learnt", "send the request again"], call.result)
+    assert ("retry-after-ms", "1000") in [tuple(pair) for pair in call.trailing_metadata()]
     until(lambda: running(slow_server) == 1)
     [new] = slow_server.application.adaptations.process_ids
     assert new != old
