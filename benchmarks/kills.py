@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ LONGEST_SECONDS = 3.0
 """Between the client's first call of a round and the kill."""
 GONE_SECONDS = 180.0
 """A process that was just being started sees only once it has loaded torch that its server is gone."""
+TIDY_SECONDS = 60.0
 TIMEOUT_SECONDS = 300.0
+HALF_DONE = (".partial", ".corrupt", ".tmp")
+"""What the names of files end in that should not stay."""
 
 
 class Rounds:
@@ -97,8 +101,9 @@ class Rounds:
                 task.delete()
         self._server.stop()
         self._server = self._start_server(0)
+        after = self._files_once(lambda files: set(files) == set(self.before))
         self._server.stop()
-        return files_in(self._store)
+        return after
 
     def close(self) -> None:
         """End what still runs."""
@@ -139,9 +144,16 @@ class Rounds:
                 client.task(task_id).delete()
                 self.unacknowledged += 1
             self._unknown = unknown - self._unknown
-        partial = [name for name in files_in(self._store) if name.endswith((".partial", ".corrupt", ".tmp"))]
-        if partial:
+        files = self._files_once(lambda files: not any(name.endswith(HALF_DONE) for name in files))
+        if partial := [name for name in files if name.endswith(HALF_DONE)]:
             self.faults.append(f"{when}: left in the store: {', '.join(partial)}")
+
+    def _files_once(self, as_they_should_be: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+        """The store's files, as soon as they are so; a server tidies up beside its calls."""
+        end = time.monotonic() + TIDY_SECONDS
+        while not as_they_should_be(files := files_in(self._store)) and time.monotonic() < end:
+            time.sleep(0.2)
+        return files
 
 
 def main() -> int:
