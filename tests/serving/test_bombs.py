@@ -3,6 +3,7 @@
 import io
 import resource
 import struct
+import time
 import zlib
 
 import grpc
@@ -103,3 +104,21 @@ def test_a_request_of_many_small_files_of_large_pictures_is_refused(server, supp
         ['image 0 of class "cat": with it the images of this request have 33555216 pixels, at most 33554432', "fewer"],
         lambda: server.adapt({"dog": [large, large], "cat": support["cat"]}),
     )
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded_and_one_of_usual_scans_is_not():
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", progressive=True)
+    good = file.getvalue()
+    assert 1 < good.count(b"\xff\xda") < 32
+    assert read_image(pb.Image(encoded=good), PREPROCESSING, where="image 0").shape == (1, 28, 28)
+    large = bytearray(good)
+    place = good.index(b"\xff\xc2") + 5
+    large[place : place + 4] = struct.pack(">HH", 4096, 4096)
+    first, end = good.index(b"\xff\xda"), good.rindex(b"\xff\xd9")
+    bomb = bytes(large[:end]) + good[first:end] * 20 + good[end:]
+    begin = time.thread_time()
+    with pytest.raises(InvalidRequestError, match=r"image 0: its JPEG file has \d+ scans, at most 32 are decoded"):
+        read_image(pb.Image(encoded=bomb), PREPROCESSING, where="image 0")
+    assert time.thread_time() - begin < 0.05
