@@ -20,7 +20,7 @@ from metanas.schedule import Schedule
 from metanas_training.config import NetworkConfig, Plan
 from metanas_training.episodes import generator_for, sample_episode
 from metanas_training.errors import NonFiniteError
-from metanas_training.maml import MAML, Problem, Values, importance, initial_step_rates, plain_steps
+from metanas_training.maml import MAML, Problem, Values, importance, initial_step_rates, plain_steps, spread
 from metanas_training.meta_learner import ARCHITECTURE, NETWORK, Contribution, MetaTask
 from metanas_training.reptile import TaskTensors, live_parameters
 from metanas_training.state import State
@@ -468,3 +468,12 @@ def test_the_query_loss_falls_over_meta_steps(subject: State, tasks: Callable[[]
         learner.move(subject, part.mean(), decay=1.0, learn_architecture=True)
         losses.append(part.mean().loss)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_spread_rates_go_as_far_in_more_steps() -> None:
+    learned = {"head.weight": torch.tensor([0.4, 0.1])}
+
+    rates = spread(learned, steps=5)["head.weight"]
+
+    torch.testing.assert_close(rates, torch.tensor([0.4 / 3] * 3 + [0.05] * 2))
+    assert rates.sum().item() == pytest.approx(0.5)

@@ -54,6 +54,7 @@ CASES = {
     "search, architecture still": ("search", LOOP, False),
     "search, DropPath": ("search", replace(LOOP, drop_path=0.3), True),
     "search, Gumbel noise": ("search", replace(LOOP, schedule=replace(SCHEDULE, relaxation="gumbel")), True),
+    "search, distortions": ("search", replace(LOOP, schedule=replace(SCHEDULE, augmentation=0.5)), True),
     "search, one-hot": ("search", replace(LOOP, schedule=replace(SCHEDULE, relaxation="gumbel_hard")), True),
     "search, everything random": (
         "search",

@@ -34,6 +34,7 @@ from metanas_training.datasets import ImageClasses, data_root, default_preproces
 from metanas_training.evaluate import Evaluation, TaskScore, evaluate, known_similarity
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
+from metanas_training.maml import spread
 from metanas_training.progress import progress_bar
 from metanas_training.report import summary
 from metanas_training.run_folder import RunFolder, claim
@@ -176,7 +177,7 @@ def _meta_model(
     preprocessing: Preprocessing,
     data: str,
 ) -> MetaModel:
-    return to_meta_model(
+    meta = to_meta_model(
         state,
         preprocessing=preprocessing,
         schedule=config.task,
@@ -192,6 +193,7 @@ def _meta_model(
             "python_version": platform.python_version(),
         },
     )
+    return replace(meta, step_rates=spread(meta.step_rates, steps=config.task.steps)) if config.spread_rates else meta
 
 
 def _evaluate(meta: MetaModel, classes: ImageClasses, config: TrainingConfig) -> Evaluation:

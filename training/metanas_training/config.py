@@ -177,6 +177,9 @@ class TrainingConfig:
     """MAML++: the query loss after every inner step counts, at first."""
     learned_rates: bool = False
     """MAML++: a learning rate for each parameter tensor and inner step is meta-learned."""
+    spread_rates: bool = False
+    """Whether the learned rates are divided among all steps of ``task`` in the end (``maml.spread``), in place of
+    those of the last inner step being used on and on."""
     step_rate_learning_rate: float = 1e-4
     gradient_clip: float = 0.0
     """MAML: largest norm of a task's meta-gradient; 0: any."""
@@ -241,6 +244,11 @@ class TrainingConfig:
         only_maml = ("multi_step_loss", "learned_rates", "gradient_clip")
         if not maml and (any(getattr(self, name) for name in only_maml) or self.meta_optimizer == "adam"):
             raise InvalidConfigError(f"{', '.join(only_maml)} and meta_optimizer adam are for MAML")
+        if self.spread_rates and not (self.learned_rates and self.task.steps >= self.inner_steps):
+            raise InvalidConfigError(
+                f"spread_rates needs learned_rates, and no more inner_steps ({self.inner_steps}) than a task has steps "
+                f"({self.task.steps})"
+            )
         if self.drop_path and self.network.kind == "conv_blocks":
             raise InvalidConfigError("drop_path is for networks of cells; conv_blocks has no paths to drop")
         if self.task.relaxation != "softmax" and self.network.kind != "search":

@@ -39,6 +39,9 @@ from metanas_training.trust_scores import TrustScore, calibration_error, score_t
 EVALUATION = 9
 """Place of evaluation among the generators of a seed."""
 
+PART = 50
+"""Images at a time that are scored one by one."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
@@ -165,7 +168,10 @@ def prototype_accuracy(
         features = network(support, weights, skip_below=skip_below)
     rows = prototypes(features, episode.support.labels.to(device), n_way=episode.support.n_way)
     network.eval()
-    queries = network(scale(episode.query_images.to(device), preprocessing), weights, skip_below=skip_below)
+    queries = _in_parts(
+        lambda part: network(part, weights, skip_below=skip_below),
+        scale(episode.query_images.to(device), preprocessing),
+    )
     network.train()
     scores = torch.nn.functional.normalize(queries, dim=1) @ rows.T
     return _fraction_right(scores.cpu(), episode.query_labels)
@@ -175,10 +181,17 @@ def prototype_accuracy(
 def accuracy(network: TaskNetwork, images: Tensor, labels: Tensor) -> float:
     """Fraction of images, float32 ``(batch, channels, H, W)``, whose largest logit is their label's.
 
+    In training mode all images are normalised together.
+
     Raises:
         NonFiniteError: a logit is infinite or no number.
     """
-    return _fraction_right(network(images), labels)
+    return _fraction_right(network(images) if network.training else _in_parts(network, images), labels)
+
+
+def _in_parts(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What a network in evaluation mode makes of many images: larger batches leave a processor's cache."""
+    return torch.cat([network(part) for part in images.split(PART)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +238,7 @@ def inductive_accuracy(
     with measuring(network):
         network(episode.support, weights, skip_below=skip_below)
     network.eval()
-    logits = head(network(episode.queries, weights, skip_below=skip_below))
+    logits = head(_in_parts(lambda part: network(part, weights, skip_below=skip_below), episode.queries))
     network.train()
     return _fraction_right(logits, episode.labels)
 
@@ -248,13 +261,14 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
     started = time.perf_counter()
     task = adapt(meta, episode.support, seed=seed, on_step=_check_loss, on_trace=traces.append)
     seconds = time.perf_counter() - started
-    inductive = accuracy(task.network, queries, episode.query_labels)
-    trust = _trust(task, queries, episode)
+    with torch.no_grad():
+        known = _in_parts(task.network, queries)
+    trust = _trust(task, known, episode)
     task.network.train()
     transductive = accuracy(task.network, queries, episode.query_labels)
     task.network.eval()
     return TaskScore(
-        inductive=inductive,
+        inductive=_fraction_right(known, episode.query_labels),
         transductive=transductive,
         prototype=prototype,
         support_accuracy=task.report.support_accuracy,
@@ -268,13 +282,13 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
 
 
 @torch.no_grad()
-def _trust(task: TaskModel, queries: Tensor, episode: Episode) -> TrustScore:
+def _trust(task: TaskModel, known: Tensor, episode: Episode) -> TrustScore:
     outside = episode.outside_images
     return score_trust(
         task.trust,
-        known=task.network(queries),
+        known=known,
         labels=episode.query_labels,
-        unknown=None if outside is None else task.logits(outside),
+        unknown=None if outside is None else _in_parts(task.logits, outside),
         head_scale=length_of_rows(task.network.head),
     )
 

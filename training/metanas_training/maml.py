@@ -3,6 +3,7 @@
     plain_steps          loss, parameters, rates  ->  the parameters after each step
     importance           what the query loss after each step counts (MAML++)
     initial_step_rates   the schedule's rates as tensors, for MAML++ to learn
+    spread               rates learned with a few steps, for the many that serving takes
     MAML                 the meta-learner: second or first order
 
 Each task starts with prototypes of one image a class as its head and takes plain gradient steps
@@ -29,6 +30,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim import Adam
 
+from metanas.augmentation import distort
 from metanas.backbone import Backbone
 from metanas.batches import Batches
 from metanas.errors import InvalidConfigError, NothingMovedError
@@ -115,6 +117,25 @@ def initial_step_rates(network: Backbone, architecture: Architecture, schedule: 
         )
         for name in names
     }
+
+
+def spread(rates: Mapping[str, Tensor], *, steps: int) -> Values:
+    """Rates for more steps than they were learned with: each is divided among as many steps.
+
+    The way that a task goes is then about as long, in smaller steps, each on another batch or another distortion.
+
+    Args:
+        rates: ``(learned steps,)`` by parameter name.
+        steps: at least as many.
+
+    Returns:
+        ``(steps,)`` by parameter name; the sums are those of ``rates``.
+    """
+    shared = {}
+    for name, value in rates.items():
+        places = torch.arange(steps, device=value.device) * len(value) // steps
+        shared[name] = value[places] / torch.bincount(places, minlength=len(value))[places]
+    return shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +247,8 @@ class MAML:
 
         def support_loss(values: Values, step: int) -> Tensor:
             rows = batches.next()
-            logits = task.logits(values, support.images[rows], step=step, generator=generator)
+            images = distort(support.images[rows], strength=schedule.augmentation, generator=generator)
+            logits = task.logits(values, images, step=step, generator=generator)
             loss = balanced_cross_entropy(logits, support.labels[rows], support.class_weights)
             check_finite(loss.item(), f"inner step {step + 1} of task {number + 1}")
             return loss

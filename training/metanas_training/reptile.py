@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metanas.augmentation import distort
 from metanas.batches import Batches
 from metanas.errors import InvalidConfigError
 from metanas.learner import gradient_step, operation_weights, start_head, step_temperature
@@ -163,7 +164,7 @@ class Reptile:
                 weights=operation_weights(
                     network, architecture, schedule=schedule, temperature=temperature, generator=task.generator
                 ),
-                images=data.images[rows],
+                images=distort(data.images[rows], strength=schedule.augmentation, generator=task.generator),
                 labels=data.labels[rows],
                 class_weights=data.class_weights,
                 skip_below=schedule.skip_below,

@@ -35,6 +35,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
+from metanas.augmentation import distort
 from metanas.backbone import Backbone
 from metanas.batches import Batches
 from metanas.errors import InvalidConfigError
@@ -147,12 +148,18 @@ class TogetherReptile:
         each = torch.arange(len(tasks)).unsqueeze(1)
         steps = schedule.architecture_steps
         for step in range(steps):
-            # In the order in which Reptile draws for each task: images, noise, paths.
+            # In the order in which Reptile draws for each task: images, noise, distortions, paths.
             rows = torch.stack([of_task.next() for of_task in batches])
             temperature = step_temperature(step, steps, schedule) if learn_architecture else schedule.temperature_start
             weights = stack.weights(temperature=temperature, generators=[task.generator for task in tasks])
             labels = stack.labels[each, rows]
-            features = stack.features(stack.images[each, rows], weights, paths=self._paths(subject, tasks, rows))
+            images = torch.stack(
+                [
+                    distort(of_task, strength=schedule.augmentation, generator=task.generator)
+                    for of_task, task in zip(stack.images[each, rows], tasks, strict=True)
+                ]
+            )
+            features = stack.features(images, weights, paths=self._paths(subject, tasks, rows))
             losses, logits = _losses(parameters.head, features, labels, stack.class_weights)
             for place, loss in enumerate(losses.tolist(), start=number + 1):
                 check_finite(loss, f"inner step {step + 1} of task {place}")
