@@ -51,11 +51,12 @@ class Head:
     """The least length that features are divided by."""
 
     def logits(self, features: Floats) -> Floats:
-        """Score features ``(batch, padded channels)``, each row by itself: ``(batch, classes)``."""
+        """Score features ``(batch, padded channels)``, each row and each class by itself: ``(batch, classes)``."""
         scores = np.empty((len(features), len(self.bias)), dtype=np.float32)
         for row, out in zip(features, scores, strict=True):
             length = max(np.sqrt(row.dot(row)), self.epsilon)
-            np.dot(self.weight, row / np.float32(length), out=out)
+            # Not a product of matrices: that may round a class differently by its place among the others.
+            np.sum(self.weight * (row / np.float32(length)), axis=1, out=out)
             out += self.bias
         return scores
 
