@@ -98,7 +98,7 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("[network]\naffine = true", "a search needs batch norms without scale and shift: set network.affine to"),
         ("meta_learner = 'maml'", 'MAML takes plain inner steps: set optimizer = "sgd" in'),
         ("learned_rates = true", "multi_step_loss, learned_rates, gradient_clip and meta_optimizer adam are for MAML"),
-        ("spread_rates = true", "spread_rates needs learned_rates, and no more inner_steps (5) than a task has steps (100)"),
+        ("spread_rates = true", "spread_rates needs learned_rates, and no more inner_steps .5. than a task has steps"),
         ("precision = 'bfloat16'", "precision bfloat16 is for together"),
         ("drop_path = 1.0", "drop_path must be at least 0 and under 1, got 1.0"),
         ("warm_up = 'meta'\n[plan]\nsearch = 3\njoint = 1", "plan.search is for a search space after a prototype"),
