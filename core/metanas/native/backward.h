@@ -29,42 +29,47 @@ static void stage_row_sums(Pass *pass, int image, int slot, float *scratch) {
     }
 }
 
-/* The gradient of the raw output of a row. */
-static void output_gradient(const Pass *pass, const Row *row, int image, float *to, int add) {
-    long pixels = (long)row->H * row->W;
-    combine(to, node_gradient(pass, row, image), row->y + image * pixels * pass->net->CP, row->norm.P, row->norm.Q,
-            row->norm.R, pixels, pass->net->CP, add);
+/* The gradient of the raw output of a row, lines `from` to `to`. */
+static void output_gradient(const Pass *pass, const Row *row, int image, float *out, int add, int from, int to) {
+    long line = (long)row->W * pass->net->CP, first = from * line;
+    combine(out, node_gradient(pass, row, image) + first, row->y + image * row->H * line + first, row->norm.P,
+            row->norm.Q, row->norm.R, (long)(to - from) * row->W, pass->net->CP, add);
 }
 
-/* Backward through a pointwise convolution: its weights, and the gradient of its input inside a border of zeros. */
+/* Back through a pointwise convolution, lines `from` to `to`: its weights, and the gradient of its input inside a border.
+ * in, d: from the first of these lines on. */
 static void backward_pointwise(Pass *pass, const Row *row, int slot, int pack, const float *in, const float *d,
-                               float *din, int border) {
+                               float *din, int border, int from, int to) {
     int CP = pass->net->CP, C = pass->net->C;
-    outer(gradient(pass, slot, pack), &in, 1, 0, CP, d, 0, CP, 1, row->H * row->W, C, CP);
-    clear_border(din, row->H, row->W, border, CP);
-    for (int y = 0; y < row->H; y++)
+    outer(gradient(pass, slot, pack), &in, 1, 0, CP, d, 0, CP, 1, (to - from) * row->W, C, CP);
+    for (int y = from; y < to; y++)
         product(pixel(din, row->W, border, CP, y, 0), CP, row->W,
-                &(Tap){d + (long)y * row->W * CP, transposed(pass, pack)}, 1, CP, C, CP, 0);
+                &(Tap){d + (long)(y - from) * row->W * CP, transposed(pass, pack)}, 1, CP, C, CP, 0);
 }
 
-/* Backward through a depthwise convolution. d has a border, as `in` and `din` have; din is added to. */
-static void backward_depthwise(Pass *pass, const Row *row, int slot, int pack, float *in, float *din, int in_H,
-                               int in_W, int in_border, int stride, float *d, int border) {
+/* Back through a depthwise convolution to its weights, lines `from` to `to`. d has a border, as `in` has. */
+static void depthwise_weights(Pass *pass, const Row *row, int slot, int pack, float *in, int in_W, int in_border,
+                              int stride, float *d, int border, int from, int to) {
     int CP = pass->net->CP, kernel = row->spec->kernel, far = row->spec->dilation, half = kernel / 2;
-    for (int y = 0; y < row->H; y++) {
+    for (int y = from; y < to; y++) {
         const float *rows[5];
-        const float *line = pixel(d, row->W, border, CP, y, 0);
         for (int k = 0; k < kernel; k++)
             rows[k] = pixel(in, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
-        depthwise_outer_row(kernel, gradient(pass, slot, pack), line, CP, row->W, rows, (long)far * CP,
-                            (long)stride * CP, CP);
-        if (stride > 1) {
-            float *to[5];
-            for (int k = 0; k < kernel; k++)
-                to[k] = pixel(din, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
-            depthwise_scatter_row(kernel, line, CP, row->W, to, (long)far * CP, (long)stride * CP,
-                                  matrices(pass, pack), CP);
-        }
+        depthwise_outer_row(kernel, gradient(pass, slot, pack), pixel(d, row->W, border, CP, y, 0), CP, row->W, rows,
+                            (long)far * CP, (long)stride * CP, CP);
+    }
+}
+
+/* The same to its input: din, with a border, is added to. */
+static void depthwise_input(Pass *pass, const Row *row, int pack, float *din, int in_H, int in_W, int in_border,
+                            int stride, float *d, int border) {
+    int CP = pass->net->CP, kernel = row->spec->kernel, far = row->spec->dilation, half = kernel / 2;
+    for (int y = 0; y < row->H && stride > 1; y++) {
+        float *to[5];
+        for (int k = 0; k < kernel; k++)
+            to[k] = pixel(din, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
+        depthwise_scatter_row(kernel, pixel(d, row->W, border, CP, y, 0), CP, row->W, to, (long)far * CP,
+                              (long)stride * CP, matrices(pass, pack), CP);
     }
     for (int y = 0; y < in_H && stride == 1; y++) {
         const float *rows[5];
@@ -86,12 +91,17 @@ static void stage_second_round_back(Pass *pass, int image, int slot, float *scra
         int border = row->spec->kernel / 2;
         long pixels = (long)row->H * row->W;
         const int *packs = row->spec->packs;
-        output_gradient(pass, row, image, d, 0);
         between_rounds(pass, row, image, in);
-        depthwise_image(row, out, in, row->W, border, 1, matrices(pass, packs[2]), CP);
-        backward_pointwise(pass, row, slot, packs[3], out, d, dout, border);
+        clear_border(dout, row->H, row->W, border, CP);
+        for (int from = 0, to; from < row->H; from = to) {
+            to = end_of(from, row->W, row->H);
+            output_gradient(pass, row, image, d, 0, from, to);
+            depthwise_lines(row, out, in, row->W, border, 1, matrices(pass, packs[2]), CP, from, to);
+            backward_pointwise(pass, row, slot, packs[3], out, d, dout, border, from, to);
+            depthwise_weights(pass, row, slot, packs[2], in, row->W, border, 1, dout, border, from, to);
+        }
         memset(din, 0, (long)(row->H + 2 * border) * (row->W + 2 * border) * CP * sizeof(float));
-        backward_depthwise(pass, row, slot, packs[2], in, din, row->H, row->W, border, 1, dout, border);
+        depthwise_input(pass, row, packs[2], din, row->H, row->W, border, 1, dout, border);
         masked(d, NULL, in, din, row->H, row->W, border, CP);
         gradient_sums(pass, slot, of_inner(e), d, pixels);
         products(pass, slot, of_inner(e), d, row->mid + image * pixels * CP, row->inner.mean, pixels);
@@ -100,39 +110,48 @@ static void stage_second_round_back(Pass *pass, int image, int slot, float *scra
     }
 }
 
-static void backward_factorized(Pass *pass, const Row *row, const Source *source, int image, int slot, float *r,
-                                float *dr, float *d, float *dmid) {
-    const Net *net = pass->net;
-    int CP = net->CP, C = net->C, s = row->stride, H = source->H, W = source->W, h = row->H, w = row->W;
-    long line = (long)w * CP, matrix = (long)C * CP;
-    const int *packs = row->spec->packs;
-    const float *mid = row->mid + image * H * line;
+/* The weights of the 5x1 convolution, by lines `from` to `to` of d. */
+static void factorized_down_weights(Pass *pass, const Row *row, int H, const float *mid, const float *d, int slot,
+                                    int from, int to) {
+    int CP = pass->net->CP, C = pass->net->C, s = row->stride, w = row->W;
+    long line = (long)w * CP;
     for (int t = 0; t < 5; t++) {
-        int first = t < 2 ? (2 - t + s - 1) / s : 0, last = (H - 1 + 2 - t) / s < h - 1 ? (H - 1 + 2 - t) / s : h - 1;
+        int first = t < 2 ? (2 - t + s - 1) / s : 0, last = (H - 1 + 2 - t) / s;
+        if (first < from) first = from;
+        if (last >= to) last = to - 1;
         if (last < first) continue;
         const float *in = mid + (first * s + t - 2) * line;
-        float *to = gradient(pass, slot, packs[1]) + t * matrix;
+        float *sum = gradient(pass, slot, row->spec->packs[1]) + (long)t * C * CP;
         if (s == 1)
-            outer(to, &in, 1, 0, CP, d + first * line, 0, CP, 1, (last - first + 1) * w, C, CP);
+            outer(sum, &in, 1, 0, CP, d + first * line, 0, CP, 1, (last - first + 1) * w, C, CP);
         else
-            outer(to, &in, 1, s * line, CP, d + first * line, line, CP, last - first + 1, w, C, CP);
+            outer(sum, &in, 1, s * line, CP, d + first * line, line, CP, last - first + 1, w, C, CP);
     }
-    clear_border(dmid, H, w, 2, CP);
+}
+
+/* Back through the 5x1 and then the 1x5 convolution, lines `from` to `to` of what lies between them. */
+static void factorized_lines_back(Pass *pass, const Row *row, const Source *source, int slot, float *r, float *dr,
+                                  const float *d, float *dmid, int from, int to) {
+    const Net *net = pass->net;
+    int CP = net->CP, C = net->C, s = row->stride, W = source->W, h = row->H, w = row->W;
+    long line = (long)w * CP, matrix = (long)C * CP;
+    const int *packs = row->spec->packs;
     Tap taps[5];
-    for (int v = 0; v < H; v++) {
+    if (to <= from) return;
+    for (int v = from; v < to; v++) {
         int n = 0;
         for (int t = 0; t < 5; t++) {
-            int from = v + 2 - t;
-            if (from >= 0 && from % s == 0 && from / s < h)
-                taps[n++] = (Tap){d + from / s * line, transposed(pass, packs[1]) + t * matrix};
+            int at = v + 2 - t;
+            if (at >= 0 && at % s == 0 && at / s < h)
+                taps[n++] = (Tap){d + at / s * line, transposed(pass, packs[1]) + t * matrix};
         }
         product(pixel(dmid, w, 2, CP, v, 0), CP, w, taps, n, CP, C, CP, 0);
     }
     const float *in[5];
-    for (int t = 0; t < 5; t++) in[t] = pixel(r, W, net->pad, CP, 0, t - 2);
-    outer(gradient(pass, slot, packs[0]), in, 5, (long)(W + 2 * net->pad) * CP, (long)s * CP, pixel(dmid, w, 2, CP, 0, 0),
-          (long)(w + 4) * CP, CP, H, w, C, CP);
-    for (int v = 0; v < H; v++)
+    for (int t = 0; t < 5; t++) in[t] = pixel(r, W, net->pad, CP, from, t - 2);
+    outer(gradient(pass, slot, packs[0]), in, 5, (long)(W + 2 * net->pad) * CP, (long)s * CP,
+          pixel(dmid, w, 2, CP, from, 0), (long)(w + 4) * CP, CP, to - from, w, C, CP);
+    for (int v = from; v < to; v++)
         for (int phase = 0; phase < s; phase++) {
             int n = 0;
             for (int t = 0; t < 5; t++)
@@ -140,6 +159,21 @@ static void backward_factorized(Pass *pass, const Row *row, const Source *source
                     taps[n++] = (Tap){pixel(dmid, w, 2, CP, v, (phase + 2 - t) / s), transposed(pass, packs[0]) + t * matrix};
             product(pixel(dr, W, net->pad, CP, v, phase), (long)s * CP, (W - phase + s - 1) / s, taps, n, CP, C, CP, 1);
         }
+}
+
+static void backward_factorized(Pass *pass, const Row *row, const Source *source, int image, int slot, float *r,
+                                float *dr, float *d, float *dmid) {
+    int CP = pass->net->CP, H = source->H;
+    long line = (long)row->W * CP;
+    clear_border(dmid, H, row->W, 2, CP);
+    for (int from = 0, to, done = 0; from < row->H; from = to) {
+        to = end_of(from, row->W, row->H);
+        output_gradient(pass, row, image, d + from * line, 0, from, to);
+        factorized_down_weights(pass, row, H, row->mid + image * H * line, d, slot, from, to);
+        int ready = to == row->H ? H : to * row->stride - 2; /* what needs no later line of d */
+        factorized_lines_back(pass, row, source, slot, r, dr, d, dmid, done, ready);
+        if (ready > done) done = ready;
+    }
 }
 
 /* dr, with the border of r, is added to. */
@@ -159,6 +193,27 @@ static void backward_halving(Pass *pass, const float *d, int h, int w, float *r,
                            transposed(pass, packs[half]) + (long)group * pack->cols * CP},
                     1, CP, pack->cols, CP, 1);
     }
+}
+
+/* The first round; of two, row->y holds the gradient of the first norm's output by now. */
+static void backward_separable(Pass *pass, const Row *row, int image, int slot, float *r, float *dr,
+                               const Source *source, float *d, float *out, float *dout) {
+    int CP = pass->net->CP, pad = pass->net->pad, border = row->spec->kernel / 2 * row->spec->dilation;
+    const int *packs = row->spec->packs;
+    clear_border(dout, row->H, row->W, border, CP);
+    for (int from = 0, to; from < row->H; from = to) {
+        to = end_of(from, row->W, row->H);
+        long first = ((long)image * row->H + from) * row->W * CP;
+        if (row->spec->rounds == 2)
+            combine(d, row->y + first, row->mid + first, row->inner.P, row->inner.Q, row->inner.R,
+                    (long)(to - from) * row->W, CP, 0);
+        else
+            output_gradient(pass, row, image, d, 0, from, to);
+        depthwise_lines(row, out, r, source->W, pad, row->stride, matrices(pass, packs[0]), CP, from, to);
+        backward_pointwise(pass, row, slot, packs[1], out, d, dout, border, from, to);
+        depthwise_weights(pass, row, slot, packs[0], r, source->W, pad, row->stride, dout, border, from, to);
+    }
+    depthwise_input(pass, row, packs[0], dr, source->H, source->W, pad, row->stride, dout, border);
 }
 
 /* All that reads sources `from` to `to`, back to their gradients. */
@@ -190,31 +245,21 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
             switch (row->spec->kind) {
             case MAX_POOL:
             case MEAN_POOL:
-                output_gradient(pass, row, image, dpool[row->spec->kind], 1);
+                output_gradient(pass, row, image, dpool[row->spec->kind], 1, 0, row->H);
                 break;
             case SKIP:
-                output_gradient(pass, row, image, dx, 1);
+                output_gradient(pass, row, image, dx, 1, 0, row->H);
                 break;
             case HALVING:
-                output_gradient(pass, row, image, d, 0);
+                output_gradient(pass, row, image, d, 0, 0, row->H);
                 backward_halving(pass, d, row->H, row->W, r, dr, W, 0, slot, packs);
                 break;
             case FACTORIZED:
-                output_gradient(pass, row, image, d, 0);
                 backward_factorized(pass, row, source, image, slot, r, dr, d, dout);
                 break;
-            case SEPARABLE: {
-                int border = row->spec->kernel / 2 * row->spec->dilation;
-                if (row->spec->rounds == 2)
-                    combine(d, image_of(row->y, image, row->H, row->W, CP), image_of(row->mid, image, row->H, row->W, CP),
-                            row->inner.P, row->inner.Q, row->inner.R, (long)row->H * row->W, CP, 0);
-                else
-                    output_gradient(pass, row, image, d, 0);
-                depthwise_image(row, out, r, W, net->pad, stride, matrices(pass, packs[0]), CP);
-                backward_pointwise(pass, row, slot, packs[1], out, d, dout, border);
-                backward_depthwise(pass, row, slot, packs[0], r, dr, H, W, net->pad, stride, dout, border);
+            case SEPARABLE:
+                backward_separable(pass, row, image, slot, r, dr, source, d, out, dout);
                 break;
-            }
             }
         }
         if (source->pooled[MAX_POOL])

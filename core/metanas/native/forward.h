@@ -1,100 +1,118 @@
 /* The forward pass: stages and their order. Part of engine.c. */
 
-/* The depthwise part of a separable convolution: image with a border -> (H, W, CP). */
-static void depthwise_image(const Row *row, float *out, float *in, int in_W, int border, int stride, const float *w,
-                            int CP) {
+/* Lines of an image that are worked on together, so that they stay in the first cache. */
+static int band_of(int W) { return W < 180 ? 180 / W : 1; }
+
+static int end_of(int from, int W, int H) { return from + band_of(W) < H ? from + band_of(W) : H; }
+
+/* The depthwise part of a separable convolution, lines `from` to `to`: image with a border -> (lines, W, CP). */
+static void depthwise_lines(const Row *row, float *out, float *in, int in_W, int border, int stride, const float *w,
+                            int CP, int from, int to) {
     int kernel = row->spec->kernel, d = row->spec->dilation, half = kernel / 2;
-    for (int y = 0; y < row->H; y++) {
+    for (int y = from; y < to; y++) {
         const float *rows[5];
         for (int k = 0; k < kernel; k++) rows[k] = pixel(in, in_W, border, CP, y * stride + (k - half) * d, -half * d);
-        depthwise_row(kernel, out + (long)y * row->W * CP, CP, row->W, rows, (long)d * CP, (long)stride * CP, w, CP, 0);
+        depthwise_row(kernel, out + (long)(y - from) * row->W * CP, CP, row->W, rows, (long)d * CP, (long)stride * CP, w,
+                      CP, 0);
     }
 }
 
-static void forward_factorized(Pass *pass, Row *row, Source *source, int image, float *r, float *mid, float *y) {
-    int CP = pass->net->CP, C = pass->net->C, s = row->stride, H = source->H;
+/* The 1x5 part of lines `from` to `to` of the source. mid has room for the whole image. */
+static void factorized_across(Pass *pass, Row *row, Source *source, int image, float *r, float *mid, int from, int to) {
+    int CP = pass->net->CP, C = pass->net->C;
     long line = (long)row->W * CP;
-    float *keep = row->mid + image * H * line;
-    const float *across = matrices(pass, row->spec->packs[0]), *down = matrices(pass, row->spec->packs[1]);
+    const float *w = matrices(pass, row->spec->packs[0]);
     Tap taps[5];
-    for (int v = 0; v < H; v++) {
+    for (int v = from; v < to; v++) {
         for (int t = 0; t < 5; t++)
-            taps[t] = (Tap){pixel(r, source->W, pass->net->pad, CP, v, t - 2), across + (long)t * C * CP};
-        product(mid + v * line, CP, row->W, taps, 5, (long)s * CP, C, CP, 0);
-        stream_copy(keep + v * line, mid + v * line, line);
+            taps[t] = (Tap){pixel(r, source->W, pass->net->pad, CP, v, t - 2), w + (long)t * C * CP};
+        product(mid + v * line, CP, row->W, taps, 5, (long)row->stride * CP, C, CP, 0);
+        stream_copy(row->mid + ((long)image * source->H + v) * line, mid + v * line, line);
     }
-    for (int v = 0; v < row->H; v++) {
+}
+
+/* The 5x1 part: lines `from` to `to` of the output. */
+static void factorized_down(Pass *pass, Row *row, int H, const float *mid, float *out, int from, int to) {
+    int CP = pass->net->CP, C = pass->net->C;
+    long line = (long)row->W * CP;
+    const float *w = matrices(pass, row->spec->packs[1]);
+    Tap taps[5];
+    for (int v = from; v < to; v++) {
         int n = 0;
         for (int t = 0; t < 5; t++) {
-            int from = v * s + t - 2;
-            if (from >= 0 && from < H) taps[n++] = (Tap){mid + from * line, down + (long)t * C * CP};
+            int at = v * row->stride + t - 2;
+            if (at >= 0 && at < H) taps[n++] = (Tap){mid + at * line, w + (long)t * C * CP};
         }
-        product(y + v * line, CP, row->W, taps, n, CP, C, CP, 0);
+        product(out + (v - from) * line, CP, row->W, taps, n, CP, C, CP, 0);
     }
 }
 
-/* r: the rectified images of the groups, `room` floats apart. */
-static void forward_halving(Pass *pass, float *out, int H, int W, float *r, long room, int groups, int W_in,
-                            const int packs[2]) {
+/* Lines `from` to `to`. r: the rectified images of the groups, `room` floats apart. */
+static void forward_halving(Pass *pass, float *out, int W, float *r, long room, int groups, int W_in,
+                            const int packs[2], int from, int to) {
     const Net *net = pass->net;
     int CP = net->CP;
     Tap taps[MAX_TAPS];
-    for (int y = 0; y < H; y++) {
+    for (int y = from; y < to; y++) {
         for (int g = 0; g < groups; g++) {
             long matrix = (long)g * net->C * CP;
             taps[2 * g] = (Tap){pixel(r + g * room, W_in, net->pad, CP, 2 * y, 0), matrices(pass, packs[0]) + matrix};
             taps[2 * g + 1] =
                 (Tap){pixel(r + g * room, W_in, net->pad, CP, 2 * y + 1, 1), matrices(pass, packs[1]) + matrix};
         }
-        product(out + (long)y * W * CP, CP, W, taps, 2 * groups, 2L * CP, net->C, CP, 0);
+        product(out + (long)(y - from) * W * CP, CP, W, taps, 2 * groups, 2L * CP, net->C, CP, 0);
+    }
+}
+
+/* A band of a row's (first) convolution. mid: room for an image. */
+static void run_band(Pass *pass, Row *row, Source *source, int image, float *r, float *mid, float *y, int from, int to,
+                     int *done) {
+    const Net *net = pass->net;
+    const int *packs = row->spec->packs;
+    if (row->spec->kind == FACTORIZED) {
+        int ready = (to - 1) * row->stride + 3;
+        if (ready > source->H) ready = source->H;
+        factorized_across(pass, row, source, image, r, mid, *done, ready);
+        *done = ready;
+        factorized_down(pass, row, source->H, mid, y, from, to);
+    } else if (row->spec->kind == HALVING) {
+        forward_halving(pass, y, row->W, r, 0, 1, source->W, packs, from, to);
+    } else {
+        depthwise_lines(row, mid, r, source->W, net->pad, row->stride, matrices(pass, packs[0]), net->CP, from, to);
+        product(y, net->CP, (to - from) * row->W, &(Tap){mid, matrices(pass, packs[1])}, 1, net->CP, net->C, net->CP, 0);
     }
 }
 
 /* All that reads one source: pooling and the first round of every operation that leaves it.
- * x: its image, after the norm; r: that, rectified; scratch: room for three images. */
+ * x: its image, after the norm; r: that, rectified; scratch: room for two images. */
 static void run_source(Pass *pass, int s, int image, int slot, float *x, float *r, float *scratch) {
     const Net *net = pass->net;
     Cell *cell = &pass->cell[pass->at];
     Source *source = &cell->source[s];
     int CP = net->CP, H = source->H, W = source->W;
-    int stride = cell->spec->reduces && s < 2 ? 2 : 1;
+    int stride = cell->spec->reduces && s < 2 ? 2 : 1, h = pooled_size(H, stride), w = pooled_size(W, stride);
     float *y = scratch, *mid = y + pass->scratch_floats;
-    for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++) {
-        if (!source->pooled[kind]) continue;
-        int h = pooled_size(H, stride), w = pooled_size(W, stride);
-        long first = (long)image * h * w * CP;
-        if (kind == MAX_POOL)
-            max_pool(y, source->place + first, x, H, W, stride, CP);
-        else
-            mean_pool(y, x, H, W, stride, CP);
-        moments(pass, slot, of_pool(pass, s, kind), y, source->pool[kind] + first, (long)h * w);
-    }
+    for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
+        for (int from = 0, to; from < h && source->pooled[kind]; from = to) {
+            long first = ((long)image * h + from) * w * CP;
+            to = end_of(from, w, h);
+            if (kind == MAX_POOL)
+                max_pool(y, source->place + first, x, H, W, stride, CP, from, to);
+            else
+                mean_pool(y, x, H, W, stride, CP, from, to);
+            moments(pass, slot, of_pool(pass, s, kind), y, source->pool[kind] + first, (long)(to - from) * w);
+        }
     for (int e = 0; e < cell->spec->rows; e++) {
         Row *row = &cell->row[e];
+        int kind = row->spec->kind, two = row->spec->rounds == 2, done = 0;
         if (!row->run || row->spec->source != s) continue;
-        long pixels = (long)row->H * row->W;
-        const int *packs = row->spec->packs;
-        float *keep = row->y;
-        int entry = of_row(e);
-        switch (row->spec->kind) {
-        case FACTORIZED:
-            forward_factorized(pass, row, source, image, r, mid, y);
-            break;
-        case HALVING:
-            forward_halving(pass, y, row->H, row->W, r, 0, 1, W, packs);
-            break;
-        case SEPARABLE:
-            if (row->spec->rounds == 2) {
-                keep = row->mid;
-                entry = of_inner(e);
-            }
-            depthwise_image(row, mid, r, W, net->pad, stride, matrices(pass, packs[0]), CP);
-            product(y, CP, (int)pixels, &(Tap){mid, matrices(pass, packs[1])}, 1, CP, net->C, CP, 0);
-            break;
-        default: /* of pooling and skip nothing is left to do */
-            continue;
+        if (kind != FACTORIZED && kind != HALVING && kind != SEPARABLE) continue; /* nothing is left to do */
+        for (int from = 0, to; from < h; from = to) {
+            to = end_of(from, w, h);
+            run_band(pass, row, source, image, r, mid, y, from, to, &done);
+            moments(pass, slot, two ? of_inner(e) : of_row(e), y,
+                    (two ? row->mid : row->y) + ((long)image * h + from) * w * CP, (long)(to - from) * w);
         }
-        moments(pass, slot, entry, y, keep + image * pixels * CP, pixels);
     }
 }
 
@@ -146,7 +164,7 @@ static void project_halving(Pass *pass, int j, int image, int slot, float *scrat
     Source *from = level(pass, pass->at, j, &groups);
     long room = pass->scratch_floats;
     for (int g = 0; g < groups; g++) rectify_source(pass, &from[g], image, scratch + (1 + g) * room);
-    forward_halving(pass, scratch, to->H, to->W, scratch + room, room, groups, from[0].W, spec->inputs[j]);
+    forward_halving(pass, scratch, to->W, scratch + room, room, groups, from[0].W, spec->inputs[j], 0, to->H);
     moments(pass, slot, of_source(pass, j), scratch, image_of(to->x, image, to->H, to->W, net->CP),
             (long)to->H * to->W);
 }
@@ -194,10 +212,14 @@ static void stage_second_round(Pass *pass, int image, int slot, float *scratch) 
         long pixels = (long)row->H * row->W;
         float *out = scratch + pass->scratch_floats, *y = out + pass->scratch_floats;
         float *in = between_rounds(pass, row, image, scratch);
-        depthwise_image(row, out, in, row->W, row->spec->kernel / 2, 1, matrices(pass, row->spec->packs[2]), net->CP);
-        product(y, net->CP, (int)pixels, &(Tap){out, matrices(pass, row->spec->packs[3])}, 1, net->CP, net->C, net->CP,
-                0);
-        moments(pass, slot, of_row(e), y, row->y + image * pixels * net->CP, pixels);
+        for (int from = 0, to; from < row->H; from = to) {
+            to = end_of(from, row->W, row->H);
+            int some = (to - from) * row->W;
+            depthwise_lines(row, out, in, row->W, row->spec->kernel / 2, 1, matrices(pass, row->spec->packs[2]), net->CP,
+                            from, to);
+            product(y, net->CP, some, &(Tap){out, matrices(pass, row->spec->packs[3])}, 1, net->CP, net->C, net->CP, 0);
+            moments(pass, slot, of_row(e), y, row->y + (image * pixels + from * row->W) * net->CP, some);
+        }
     }
 }
 
@@ -225,8 +247,8 @@ static void stage_node(Pass *pass, int image, int slot, float *scratch) {
     int CP = net->CP, H = source->H, W = source->W, node = pass->to - 2;
     long pixels = (long)H * W, first = image * pixels;
     float *x = scratch, *r = x + pass->scratch_floats;
-    for (long from = 0; from < pixels; from += BLOCK) {
-        long some = block_of(from, pixels);
+    for (long from = 0, some; from < pixels; from += some) {
+        some = block_of(from, pixels);
         float *part = x + from * CP, *keep = source->x + (first + from) * CP;
         sum_rows(pass, node, part, first + from, some);
         if (source->skipped)

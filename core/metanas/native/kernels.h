@@ -179,7 +179,7 @@ static void outer_some(int size, float *dw, const float *in, long in_row, long i
 static void outer(float *dw, const float *const *in, int n, long in_row, long in_pix, const float *dout, long out_row,
                   long out_pix, int rows, int pixels, int K, int CP) {
     /* Blocks that stay in the first cache while they are read once for each tile of the matrices. */
-    const int wide = pixels < 96 ? pixels : 64, high = wide < 64 ? 64 / wide : 1;
+    const int wide = even_piece(pixels, 96), high = wide < 64 ? 64 / wide : 1;
     for (int y = 0; y < rows; y += high)
         for (int p = 0; p < pixels; p += wide) {
             int some = rows - y < high ? rows - y : high, across = pixels - p < wide ? pixels - p : wide;

@@ -43,7 +43,7 @@ INLINE void end_streams(void) {
         if (p < (n)) { enum { q = 0 }; const long at = p * CP; statement } \
     } while (0)
 
-INLINE long block_of(long from, long pixels) { return pixels - from < BLOCK ? pixels - from : BLOCK; }
+INLINE long block_of(long from, long pixels) { return even_piece((int)(pixels - from), BLOCK); }
 
 /* to[channel] += the channel's sum. */
 INLINE void add_up(double *to, vec a[2][2]) {
@@ -57,8 +57,8 @@ INLINE void add_up(double *to, vec a[2][2]) {
  * keep: where y is streamed to; NULL: nowhere. */
 INLINE void add_moments_of(const int keeps, double *first, double *second, const float *y, float *keep, long pixels,
                            int CP) {
-    for (long from = 0; from < pixels; from += BLOCK) {
-        long n = block_of(from, pixels);
+    for (long from = 0, n; from < pixels; from += n) {
+        n = block_of(from, pixels);
         for (int c = 0; c < CP; c += PAIR) {
             const float *in = y + from * CP + c;
             float *out = keep + from * CP + c, means[PAIR], squares[PAIR];
@@ -93,26 +93,30 @@ ALONE void add_moments(double *first, double *second, const float *y, float *kee
 
 /* sums += g, by channel. */
 ALONE void add_sums(double *sums, const float *g, long pixels, int CP) {
-    for (long from = 0; from < pixels; from += BLOCK)
+    for (long from = 0, n; from < pixels; from += n) {
+        n = block_of(from, pixels);
         for (int c = 0; c < CP; c += PAIR) {
             const float *in = g + from * CP + c;
             vec a[2][2] = {{{0}}};
-            EACH_PIXEL(block_of(from, pixels), a[q][0] += load(in + at); a[q][1] += load(in + at + VL););
+            EACH_PIXEL(n, a[q][0] += load(in + at); a[q][1] += load(in + at + VL););
             add_up(sums + c, a);
         }
+    }
 }
 
 /* sums += g * (y - mean), by channel; mean may be NULL: 0. */
 ALONE void add_products(double *sums, const float *g, const float *y, const float *mean, long pixels, int CP) {
-    for (long from = 0; from < pixels; from += BLOCK)
+    for (long from = 0, n; from < pixels; from += n) {
+        n = block_of(from, pixels);
         for (int c = 0; c < CP; c += PAIR) {
             const float *in = g + from * CP + c, *by = y + from * CP + c;
             vec a[2][2] = {{{0}}}, m[2] = {{0}};
             for (int v = 0; v < 2 && mean; v++) m[v] = load(mean + c + v * VL);
-            EACH_PIXEL(block_of(from, pixels), for (int v = 0; v < 2; v++) a[q][v] +=
-                                               load(in + at + v * VL) * (load(by + at + v * VL) - m[v]););
+            EACH_PIXEL(n, for (int v = 0; v < 2; v++) a[q][v] +=
+                          load(in + at + v * VL) * (load(by + at + v * VL) - m[v]););
             add_up(sums + c, a);
         }
+    }
 }
 
 /* out (+)= P * g + Q * y + R, by channel: the backward pass of a batch norm. */

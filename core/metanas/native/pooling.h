@@ -22,9 +22,11 @@ static int pooled_size(int size, int stride) { return (size + stride - 1) / stri
 /* `place` is which pixel of the window was the largest, the first of equals: 0 to 8. */
 typedef unsigned char Places __attribute__((vector_size(VL), aligned(1), may_alias));
 
-static void max_pool(float *out, unsigned char *place, const float *in, int H, int W, int stride, int CP) {
-    int h = pooled_size(H, stride), w = pooled_size(W, stride);
-    for (int y = 0; y < h; y++)
+/* Lines `from` to `to` of the output; out and place begin at the first of them. */
+static void max_pool(float *out, unsigned char *place, const float *in, int H, int W, int stride, int CP, int from,
+                     int to) {
+    int w = pooled_size(W, stride);
+    for (int y = from; y < to; y++)
         for (int x = 0; x < w; x++) {
             Window seen = window_of(y, x, stride, H, W);
             for (int c = 0; c < CP; c += VL) {
@@ -38,9 +40,9 @@ static void max_pool(float *out, unsigned char *place, const float *in, int H, i
                         int number = (v - y * stride + 1) * 3 + u - x * stride + 1;
                         at = (more & (number - (ivec){0})) | (~more & at);
                     }
-                long to = ((long)y * w + x) * CP + c;
-                store(out + to, best);
-                *(Places *)(place + to) = __builtin_convertvector(at, Places);
+                long at_out = ((long)(y - from) * w + x) * CP + c;
+                store(out + at_out, best);
+                *(Places *)(place + at_out) = __builtin_convertvector(at, Places);
             }
         }
 }
@@ -65,16 +67,16 @@ static void max_pool_transposed(float *din, const float *dout, const unsigned ch
         }
 }
 
-static void mean_pool(float *out, const float *in, int H, int W, int stride, int CP) {
-    int h = pooled_size(H, stride), w = pooled_size(W, stride);
-    for (int y = 0; y < h; y++)
+static void mean_pool(float *out, const float *in, int H, int W, int stride, int CP, int from, int to) {
+    int w = pooled_size(W, stride);
+    for (int y = from; y < to; y++)
         for (int x = 0; x < w; x++) {
             Window seen = window_of(y, x, stride, H, W);
             for (int c = 0; c < CP; c += VL) {
                 vec sum = {0};
                 for (int v = seen.top; v < seen.bottom; v++)
                     for (int u = seen.left; u < seen.right; u++) sum += load(in + ((long)v * W + u) * CP + c);
-                store(out + ((long)y * w + x) * CP + c, sum * share_of(seen));
+                store(out + ((long)(y - from) * w + x) * CP + c, sum * share_of(seen));
             }
         }
 }
