@@ -175,7 +175,8 @@ def _report(options: argparse.Namespace, described: dict[str, Any], done: Round,
         f"# {last.cycles:,} cycles of adapt, classify, delete",
         "",
         report.header(
-            f"python benchmarks/endurance.py --cycles {options.cycles} --clients {options.clients}",
+            f"python benchmarks/endurance.py --cycles {options.cycles} --clients {options.clients}"
+            f"{_bound(options.minutes)}",
             described,
             load_average_at_end=round(os.getloadavg()[0], 2),
         ),
@@ -212,6 +213,10 @@ def _report(options: argparse.Namespace, described: dict[str, Any], done: Round,
 
 def _shown(memory: Memory) -> str:
     return f"{memory.resident / report.MEGABYTE:.1f} MB ({memory.anonymous / report.MEGABYTE:.1f})"
+
+
+def _bound(minutes: float) -> str:
+    return f" --minutes {minutes:g}" if math.isfinite(minutes) else ""
 
 
 def _parse() -> argparse.Namespace:

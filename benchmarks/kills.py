@@ -18,6 +18,7 @@ next look.
 """
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -201,7 +202,7 @@ def _report(
         f"# {done.total()} times kill -9",
         "",
         report.header(
-            f"python benchmarks/kills.py --kills {options.kills}",
+            f"python benchmarks/kills.py --kills {options.kills}{_bound(options.minutes)}",
             described,
             load_average_at_end=round(os.getloadavg()[0], 2),
         ),
@@ -239,10 +240,14 @@ def _counts(codes: Counter[str]) -> str:
     return ", ".join(f"{code} {count}" for code, count in codes.most_common()) or "none"
 
 
+def _bound(minutes: float) -> str:
+    return f" --minutes {minutes:g}" if math.isfinite(minutes) else ""
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=120.0, help="no new kill after so long")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no new kill after so long")
     parser.add_argument("--seed", type=int, default=0, help="of who is killed, when, and of what the client does")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of kills.json and kills.md")
     options = parser.parse_args()
