@@ -101,22 +101,30 @@ def build_optimizer(
     return optimizer
 
 
-class _EagerAdam(Adam):
-    """Adam, without the import of torch's compiler that its methods begin with.
+class _Eager(Optimizer):
+    """Of a class of torch's: without the import of torch's compiler that its methods begin with.
 
     It takes more than a second, once a process, and nothing here is compiled. The same code runs, without what
     torch's decorators put around it.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        inspect.unwrap(Adam.add_param_group)(self, param_group)
+        inspect.unwrap(Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        inspect.unwrap(Adam.zero_grad)(self, set_to_none)
+        inspect.unwrap(Optimizer.zero_grad)(self, set_to_none)
 
     def step(self, closure: Any = None) -> Any:
         with torch.no_grad():
-            return inspect.unwrap(Adam.step)(self, closure)
+            return inspect.unwrap(super().step.__func__)(self, closure)  # type: ignore[attr-defined]
+
+
+class _EagerAdam(_Eager, Adam):
+    """Adam, eager."""
+
+
+class _EagerSGD(_Eager, SGD):
+    """Plain steps, eager."""
 
 
 def _plain(parameters: Parameters, schedule: Schedule) -> SGD:
@@ -126,7 +134,7 @@ def _plain(parameters: Parameters, schedule: Schedule) -> SGD:
         "lr": schedule.architecture_learning_rate,
         "weight_decay": schedule.architecture_weight_decay,
     }
-    return SGD(
+    return _EagerSGD(
         [
             {"params": [value], "name": name, **(of_architecture if name.startswith(ARCHITECTURE) else of_weights)}
             for name, value in parameters.named()

@@ -134,7 +134,7 @@ space = SearchSpace(channels=2, cells=1, reduction_cells=(), nodes=1, operations
 state = torch.get_rng_state()
 network = empty_backbone(space, None)
 assert torch.equal(state, torch.get_rng_state()), "random numbers were used"
-optimizer = build_optimizer(Parameters(network, Head(2, 2)), {}, schedule=Schedule())
+optimizer = build_optimizer(Parameters(network, Head(2, 2)), {}, schedule=Schedule(optimizer=sys.argv[1]))
 for parameter in network.parameters():
     parameter.grad = torch.ones_like(parameter)
 optimizer.step()
@@ -143,6 +143,9 @@ print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
 
 
-def test_a_process_that_learns_never_loads_torchs_compiler() -> None:
-    done = subprocess.run([sys.executable, "-c", _LEARN], capture_output=True, text=True, check=True, timeout=240)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_process_that_learns_never_loads_torchs_compiler(optimizer: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LEARN, optimizer], capture_output=True, text=True, check=True, timeout=240
+    )
     assert done.stdout.strip() == "[]"

@@ -1,5 +1,6 @@
 """Configurations: what files hold, what options override, what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("[network]\naffine = true", "a search needs batch norms without scale and shift: set network.affine to"),
         ("meta_learner = 'maml'", 'MAML takes plain inner steps: set optimizer = "sgd" in'),
         ("learned_rates = true", "multi_step_loss, learned_rates, gradient_clip and meta_optimizer adam are for MAML"),
-        ("spread_rates = true", "spread_rates needs learned_rates, and no more inner_steps .5. than a task has steps"),
+        ("spread_rates = true", "spread_rates is for MAML, with no more inner_steps .5. than a task has steps"),
         ("precision = 'bfloat16'", "precision bfloat16 is for together"),
         ("drop_path = 1.0", "drop_path must be at least 0 and under 1, got 1.0"),
         ("warm_up = 'meta'\n[plan]\nsearch = 3\njoint = 1", "plan.search is for a search space after a prototype"),
@@ -172,3 +173,12 @@ def test_steps_on_the_command_line_replace_those_of_a_file_and_what_it_does_not_
 def test_steps_that_are_no_whole_number_are_refused() -> None:
     with pytest.raises(InvalidConfigError, match=r"plan\.joint must be int, got '5'"):
         _read("--set", "plan.joint='5'")
+
+
+def test_spread_rates_are_divided_among_the_steps_that_serving_takes() -> None:
+    task = {"optimizer": "sgd", "learning_rate": 0.4, "architecture_learning_rate": 0.1}
+    config = TrainingConfig.from_dict({"meta_learner": "first_order_maml", "spread_rates": True, "task": task})
+
+    assert config.serving_schedule.learning_rate == pytest.approx(0.4 * 5 / 100)
+    assert config.serving_schedule.architecture_learning_rate == pytest.approx(0.1 * 5 / 100)
+    assert replace(config, spread_rates=False).serving_schedule == config.task

@@ -180,7 +180,7 @@ def _meta_model(
     meta = to_meta_model(
         state,
         preprocessing=preprocessing,
-        schedule=config.task,
+        schedule=config.serving_schedule,
         provenance={
             "data": data,
             "seed": config.seed,

@@ -19,7 +19,7 @@ Defaults of the joint phase: Table 4, for Omniglot.
 import json
 import math
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -178,8 +178,8 @@ class TrainingConfig:
     learned_rates: bool = False
     """MAML++: a learning rate for each parameter tensor and inner step is meta-learned."""
     spread_rates: bool = False
-    """Whether the learned rates are divided among all steps of ``task`` in the end (``maml.spread``), in place of
-    those of the last inner step being used on and on."""
+    """MAML: whether the rates of the inner steps are in the end divided among all steps of ``task``, so that a task
+    goes about as far, in smaller steps; else each later step is as large as the last inner one."""
     step_rate_learning_rate: float = 1e-4
     gradient_clip: float = 0.0
     """MAML: largest norm of a task's meta-gradient; 0: any."""
@@ -244,9 +244,9 @@ class TrainingConfig:
         only_maml = ("multi_step_loss", "learned_rates", "gradient_clip")
         if not maml and (any(getattr(self, name) for name in only_maml) or self.meta_optimizer == "adam"):
             raise InvalidConfigError(f"{', '.join(only_maml)} and meta_optimizer adam are for MAML")
-        if self.spread_rates and not (self.learned_rates and self.task.steps >= self.inner_steps):
+        if self.spread_rates and not (maml and self.task.steps >= self.inner_steps):
             raise InvalidConfigError(
-                f"spread_rates needs learned_rates, and no more inner_steps ({self.inner_steps}) than a task has steps "
+                f"spread_rates is for MAML, with no more inner_steps ({self.inner_steps}) than a task has steps "
                 f"({self.task.steps})"
             )
         if self.drop_path and self.network.kind == "conv_blocks":
@@ -259,6 +259,18 @@ class TrainingConfig:
             raise InvalidConfigError(f"precision {self.precision} is for together")
         if self.plan is not None and self.plan.search and (self.network.kind != "search" or self.warm_up == "meta"):
             raise InvalidConfigError("plan.search is for a search space after a prototype or supervised warm-up")
+
+    @property
+    def serving_schedule(self) -> Schedule:
+        """How tasks are learned from the meta-model: ``task``, its rates divided if they are to be."""
+        if not self.spread_rates:
+            return self.task
+        share = self.inner_steps / self.task.steps
+        return replace(
+            self.task,
+            learning_rate=share * self.task.learning_rate,
+            architecture_learning_rate=share * self.task.architecture_learning_rate,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
