@@ -377,7 +377,7 @@ def test_the_meta_model_that_comes_with_the_server_loads_and_searches() -> None:
     path = Path(__file__).parents[2] / "serving" / "metanas_serving" / "models" / "omniglot.pt"
     bundled = load_meta(path)
     assert bundled.searches
-    assert (bundled.space.channels, bundled.space.image_size) == (28, 28)
+    assert (bundled.space.channels, bundled.space.image_size) == (30, 28)
     assert (bundled.schedule.architecture_steps, bundled.schedule.weight_steps) == (50, 50)
     assert bundled.schedule.relaxation == "softmax"
 

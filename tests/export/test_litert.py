@@ -50,7 +50,8 @@ def test_fp16_and_int8_are_smaller_and_close(adapted_task, tmp_path) -> None:
     images = scale(adapted_task.support.images, adapted_task.preprocessing).numpy()
     reference = adapted_task.logits(adapted_task.support.images).numpy()
     steps = quantising.calibrate(graph, quantising.calibration_images(adapted_task)[:24])
-    models = {0.01: casting.narrow(graph, "fp16"), 0.25: quantising.quantise(graph, steps)}
+    # A processor with float16 arithmetic (AVX512-FP16) calculates in it too, where others only store the weights so.
+    models = {0.03: casting.narrow(graph, "fp16"), 0.25: quantising.quantise(graph, steps)}
     for limit, model in models.items():
         found = run(litert.convert(model), images, tmp_path)
         assert 0 < np.abs(found - reference).max() < limit * np.abs(reference).max()
