@@ -109,6 +109,6 @@ def test_an_endpoint_that_is_none_and_a_missing_package_are_refused(monkeypatch)
     with pytest.raises(InvalidConfigError, match="otlp_endpoint must start with http:// or https://, got 'localhost"):
         ServerConfig(otlp_endpoint="localhost:4317")
     monkeypatch.setitem(sys.modules, "metanas_serving.otlp", None)  # as if what it imports were missing
-    with pytest.raises(StartupError, match=r"needs OpenTelemetry, .* pip install 'metanas-edge\[otel\]'"):
+    with pytest.raises(StartupError, match=r"needs OpenTelemetry .*; pip install 'metanas-edge\[otel\]'"):
         open_traces("http://localhost:4317", None)
     assert type(open_traces(None, None)) is Traces
