@@ -191,7 +191,7 @@ def accuracy(network: TaskNetwork, images: Tensor, labels: Tensor) -> float:
 
 def _in_parts(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """What a network in evaluation mode makes of many images: larger batches leave a processor's cache."""
-    return torch.cat([network(part) for part in images.split(PART)])
+    return torch.cat([network(part) for part in torch.split(images, PART)])
 
 
 @dataclass(frozen=True, slots=True)
