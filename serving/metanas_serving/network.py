@@ -20,6 +20,7 @@ import logging
 import mmap
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 
@@ -53,24 +54,25 @@ _LINE_VALUES = 16
 _NO_IMAGE = np.zeros((0, 1, 1, 1), dtype=np.float32)
 
 
-class Network:
+class Network(ABC):
     """A task's network; safe to share between threads."""
 
     @property
+    @abstractmethod
     def providers(self) -> list[str]:
         """What ONNX Runtime really uses, first to last."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def memory_bytes(self) -> int:
         """What it takes for itself; what it shares with others is not counted."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def batch(self) -> int:
         """Images that it is best to run together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, inputs: Floats) -> Floats:
         """Score images.
 
@@ -80,7 +82,6 @@ class Network:
         Returns:
             Logits, ``(batch, classes)``.
         """
-        raise NotImplementedError
 
 
 class Networks:

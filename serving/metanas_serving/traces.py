@@ -6,7 +6,7 @@
 Only ``otlp`` imports OpenTelemetry, and only ``open_traces`` imports that.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 
@@ -21,7 +21,7 @@ class Traces:
 
     def call(self, call: str, context: grpc.ServicerContext) -> AbstractContextManager[None]:
         """What ``AroundCalls`` puts around calls, if ``is_on``."""
-        raise NotImplementedError("nothing is to be put around calls")
+        return nullcontext()
 
     def stages(self, begin: float, **ends: float) -> None:
         """Tell the stages of the call that is answered here, one after another.
