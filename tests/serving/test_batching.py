@@ -20,6 +20,14 @@ class Held(Network):
         self._error = error
 
     @property
+    def providers(self):
+        return ["CPUExecutionProvider"]
+
+    @property
+    def memory_bytes(self):
+        return 0
+
+    @property
     def batch(self):
         return self._batch
 
