@@ -2,7 +2,8 @@
 
     BUNDLED             the meta-model that comes with the server
     untrained           random weights and equal architecture parameters: nothing is pruned, the worst case
-    in_large            the bundled architecture on untrained weights, at 84 x 84 x 3
+    in_large            the bundled architecture in the paper's space on untrained weights, at 84 x 84 x 3
+    bundled_in_large    the same in the bundled meta-model's own space, as a colour meta-model of its kind would be
     omniglot_episode    an Omniglot-shaped task; glyphs where there is no Omniglot
     colour_episode      a made-up task of 84 x 84 colour pictures
 
@@ -77,6 +78,14 @@ def large_space() -> SearchSpace:
 def in_large(schedule: Schedule) -> MetaModel:
     """Untrained weights at 84 x 84 x 3 with the bundled architecture, so that tasks are pruned as usual."""
     return replace(untrained(large_space(), schedule), architecture=load_meta(BUNDLED).architecture)
+
+
+def bundled_in_large(schedule: Schedule) -> MetaModel:
+    """The bundled meta-model's own space and architecture on untrained weights, for images of 84 x 84 x 3."""
+    bundled = load_meta(BUNDLED)
+    assert isinstance(bundled.space, SearchSpace)
+    space = replace(bundled.space, in_channels=3, image_size=LARGE)
+    return replace(untrained(space, schedule), architecture=bundled.architecture)
 
 
 def named_meta(name: str) -> MetaModel:

@@ -2,13 +2,14 @@
 
     AroundCalls   an interceptor of the server: enters a context manager for each call
     around        the same for the handler of one method
+    Wrapped       keeps handlers that interceptors have wrapped: they are asked anew at every call
 
 The parts that are put around calls (``metrics_calls``, ``request_id``) know nothing of handlers, and
 this knows nothing of them.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ class AroundCalls(grpc.ServerInterceptor):
         """
         self._services = services
         self._enter = enter
+        self._wrapped = Wrapped()
 
     def intercept_service(
         self,
@@ -41,7 +43,27 @@ class AroundCalls(grpc.ServerInterceptor):
         call = handler_call_details.method.lstrip("/")
         if handler is None or call.partition("/")[0] not in self._services:
             return handler
-        return around(handler, lambda context: self._enter(call, context))
+        return self._wrapped.of(
+            call, handler, lambda handler: around(handler, lambda context: self._enter(call, context))
+        )
+
+
+class Wrapped:
+    """Handlers that are wrapped once and not at every call; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[Hashable, tuple[Handler, Handler]] = {}
+
+    def of(self, key: Hashable, handler: Handler, wrap: Callable[[Handler], Handler]) -> Handler:
+        """What ``wrap`` makes of a handler, or made of it before.
+
+        Args:
+            key: says what is wrapped around which method; there are only so many.
+        """
+        known = self._handlers.get(key)
+        if known is None or known[0] is not handler:
+            known = self._handlers[key] = handler, wrap(handler)
+        return known[1]
 
 
 def around(handler: Handler, enter: Callable[[grpc.ServicerContext], AbstractContextManager[None]]) -> Handler:

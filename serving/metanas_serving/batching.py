@@ -2,17 +2,16 @@
 
     Batcher.run   a network and a call's inputs  ->  Computed: its logits, and how it went
 
-As many computations run at a time as there are processors. A call that finds one free computes at once:
-none ever waits for company. One that finds none waits in line; when a processor becomes free, the call
-that has waited longest computes for all that wait for the same network, up to the images that are run
-together. So what a call waits is bounded by the computations before it, and a large call, which comes
-back to the line after every few of its images, does not hold up small ones.
+A call that finds a processor free computes at once, and the first in line computes for all that wait for the
+same network, up to the images that are run together. Only where half of the processors compute, for its
+network too, does it wait for so many: the others meanwhile read requests and write answers, which takes as long as to
+compute a small image. So what a call waits is bounded by the computations before it, and a large call, which
+comes back to the line after every few of its images, does not hold up small ones.
 
 An image scores the same in any company, to the bit (``network``), so no answer depends on who else asked.
 Knows networks, and nothing of tasks or calls.
 """
 
-import os
 import threading
 import time
 from collections import deque
@@ -20,10 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metanas_serving.network import Network
+from metanas_serving.network import PROCESSORS, Network
 from metanas_serving.widening import Floats
-
-_PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +46,7 @@ class _Part:
         self.network = network
         self.inputs = inputs
         self.woken = threading.Lock()
+        self.woken.acquire()
         self.mates: list[_Part] | None = None
         """Whom it computes for, itself included; None: another computes for it."""
         self.logits: Floats | None = None
@@ -59,16 +57,18 @@ class _Part:
 class Batcher:
     """The line in front of the processors; safe to share between threads."""
 
-    def __init__(self, *, max_batch: int, at_once: int = _PROCESSORS) -> None:
+    def __init__(self, *, max_batch: int, at_once: int = PROCESSORS) -> None:
         """Set the limits.
 
         Args:
             max_batch: images that calls may bring together into one run; 1: each is run by itself.
-            at_once: computations at a time.
+            at_once: processors that compute; a network may take several.
         """
         self._max_batch = max_batch
         self._lock = threading.Lock()
-        self._free = at_once
+        self._at_once, self._eager = at_once, max(1, at_once // 2)
+        self._busy = 0
+        self._running: list[Network] = []
         self._line: deque[_Part] = deque()
 
     @property
@@ -85,7 +85,7 @@ class Batcher:
         Raises:
             Exception: what the network raised, for each call of the batch.
         """
-        size = min(network.batch, self._max_batch)
+        size = self._size(network)
         logits: list[Floats] = []
         led: list[int] = []
         waited, largest = 0.0, 0
@@ -103,18 +103,11 @@ class Batcher:
 
     def _pass(self, part: _Part) -> float:
         """Have a part computed, by this thread or by another; return the seconds in line."""
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                part.mates = [part]
-            else:
-                part.woken.acquire()
-                self._line.append(part)
-        if part.mates is not None:
-            self._lead(part)
-            return 0.0
         begin = time.perf_counter()
-        part.woken.acquire()  # whoever computes for it, or hands on to it, lets it go
+        with self._lock:
+            self._line.append(part)
+            self._start()
+        part.woken.acquire()  # whoever computes for it, or lets it compute, lets it go
         waited = time.perf_counter() - begin
         if part.mates is not None:
             self._lead(part)
@@ -137,25 +130,37 @@ class Batcher:
                 first += len(mate.inputs)
         finally:
             with self._lock:
-                self._hand_on()
+                self._busy -= self._needs(part)
+                self._running.remove(part.network)
+                self._start()
             for mate in mates:
                 if mate is not part:
                     mate.woken.release()
 
-    def _hand_on(self) -> None:
-        """Let the longest waiting part compute, for all that fit beside it."""
-        if not self._line:
-            self._free += 1
-            return
-        leader = self._line.popleft()
-        leader.mates = [leader]
-        room = min(leader.network.batch, self._max_batch) - len(leader.inputs)
-        left: deque[_Part] = deque()
-        for part in self._line:
-            if part.network is leader.network and len(part.inputs) <= room:
-                leader.mates.append(part)
-                room -= len(part.inputs)
-            else:
-                left.append(part)
-        self._line = left
-        leader.woken.release()
+    def _start(self) -> None:
+        """Let the first of the line compute, and the next, as far as there are processors for them."""
+        while self._line:
+            leader = self._line[0]
+            if self._busy and self._busy + self._needs(leader) > self._at_once:
+                return
+            size = self._size(leader.network)
+            room, mates, left = size, list[_Part](), deque[_Part]()
+            for part in self._line:
+                if part.network is leader.network and len(part.inputs) <= room:
+                    mates.append(part)
+                    room -= len(part.inputs)
+                else:
+                    left.append(part)
+            if self._busy >= self._eager and room and leader.network in self._running:
+                return
+            self._line = left
+            self._busy += self._needs(leader)
+            self._running.append(leader.network)
+            leader.mates = mates
+            leader.woken.release()
+
+    def _needs(self, part: _Part) -> int:
+        return min(part.network.threads, self._at_once)
+
+    def _size(self, network: Network) -> int:
+        return min(network.batch, self._max_batch)

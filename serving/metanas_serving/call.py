@@ -6,28 +6,37 @@
 It does not know what a call does.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeAlias
 
 import grpc
 
 from metanas_serving import status
-from metanas_serving.errors import CallerGoneError
+from metanas_serving.errors import CallerGoneError, NotServingError
 from metanas_serving.gate import Gate
 
 Check: TypeAlias = Callable[[], None]
 """Raises if the work is not wanted any more."""
 
 
-@contextmanager
-def answering(gate: Gate, context: grpc.ServicerContext) -> Iterator[None]:
+class answering:  # noqa: N801  # a context manager; a generator, around every image, takes several times as long
     """Answer one call inside: it ends with the status of whatever is raised."""
-    try:
-        with gate.passing():
-            yield
-    except Exception as error:
-        status.abort(context, error)
+
+    __slots__ = ("_context", "_gate")
+
+    def __init__(self, gate: Gate, context: grpc.ServicerContext) -> None:
+        self._gate, self._context = gate, context
+
+    def __enter__(self) -> None:
+        try:
+            self._gate.enter()
+        except NotServingError as error:
+            status.abort(self._context, error)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._gate.leave()
+        if isinstance(error, Exception):
+            status.abort(self._context, error)
 
 
 def wanted(gate: Gate, context: grpc.ServicerContext) -> Check:

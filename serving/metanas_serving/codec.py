@@ -43,7 +43,7 @@ def read_images(
     for index, image in enumerate(images):
         check()
         prepared.append(read_image(image, preprocessing, where=f"image {index}", pixels=pixels))
-    return np.stack(prepared)
+    return np.stack(prepared) if len(prepared) > 1 else prepared[0][np.newaxis]
 
 
 def check_image_count(count: int, max_images: int) -> None:
@@ -185,12 +185,12 @@ def classifications(answers: Answers, class_names: Sequence[str], *, top_k: int)
         top_k: at most so many classes; 0: all.
     """
     probabilities, similarities, unknown = answers.probabilities, answers.similarities, answers.none_of_these
-    orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : top_k or None]
+    orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : top_k or None].tolist()
     return [
         pb.Classification(
             classes=[pb.ClassProbability(class_name=class_names[column], probability=row[column]) for column in order],
             similarity=None if similarities is None else similarities[index],
             none_of_these=None if unknown is None else bool(unknown[index]),
         )
-        for index, (row, order) in enumerate(zip(probabilities, orders, strict=True))
+        for index, (row, order) in enumerate(zip(probabilities.tolist(), orders, strict=True))
     ]

@@ -40,7 +40,11 @@ def _scaled(preprocessing: Preprocessing) -> NDArray[np.float32]:
 
 def network_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """What ``scale`` makes of prepared pixels, to the bit, looked up instead of calculated."""
-    return np.stack([values[images[:, channel]] for channel, values in enumerate(_scaled(preprocessing))], axis=1)
+    tables = _scaled(preprocessing)
+    inputs = np.empty(images.shape, dtype=np.float32)
+    for channel, values in enumerate(tables):
+        np.take(values, images[:, channel], out=inputs[:, channel], mode="clip")  # as all are; others copy first
+    return inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Which calls may come in: none while the server starts, all while it serves, none when it drains.
 
-    Gate.passing     with gate.passing(): answer one call
+    Gate.enter       one call goes in, if calls may
+    Gate.leave       it is out
     Gate.open        from now on calls pass
     Gate.close       from now on none does; those inside go on, streams of them ask ``check_open``
     Gate.cut_off     those inside are to leave; they ask ``check_inside`` on their way
@@ -11,8 +12,7 @@ It counts the calls inside, and does not know what they do.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from metanas_serving.errors import NotServingError
 
@@ -32,9 +32,8 @@ class Gate:
         self._inside = 0
         self._cut_off = False
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Count one call in and out.
+    def enter(self) -> None:
+        """Count one call in; ``leave`` counts it out.
 
         Raises:
             NotServingError: the gate is closed.
@@ -43,12 +42,12 @@ class Gate:
             if self._closed_because is not None:
                 raise NotServingError(self._closed_because)
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Count one call out."""
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
 
     def open(self) -> None:
         """Let calls pass."""

@@ -83,17 +83,18 @@ def read_image(
         InvalidRequestError: it is no image, cannot be decoded, or is too large.
     """
     try:
-        with _DECODING:
-            match image.WhichOneof("content"):
-                case "encoded":
+        match image.WhichOneof("content"):
+            case "encoded":
+                with _DECODING:
                     return _prepared_file(image.encoded, preprocessing, pixels=pixels or Pixels())
-                case "tensor":
-                    array = _array(image.tensor)
-                    if _fits(array, preprocessing):
-                        return _as_it_is(array, preprocessing)
+            case "tensor":
+                array = _array(image.tensor)
+                if _fits(array, preprocessing):
+                    return _as_it_is(array, preprocessing)
+                with _DECODING:
                     return prepare(picture_from_array(array), preprocessing)
-                case _:
-                    raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")
+            case _:
+                raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")
     except InvalidImageError as error:
         raise InvalidRequestError(f"{where}: {error}") from error
 

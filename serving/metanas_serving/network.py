@@ -18,6 +18,7 @@ Knows ONNX Runtime and ``widening``. What ``widening`` does not know, and every 
 import hashlib
 import logging
 import mmap
+import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -34,10 +35,15 @@ from metanas_serving.widening import FEATURES, Floats, Head, UnknownGraphError, 
 
 _log = logging.getLogger(__name__)
 
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""That this process may use."""
+
 _CPU = "CPUExecutionProvider"
 
 # Values of the images that are run together. Larger batches leave the caches, and gain nothing an image.
 _RUN_VALUES = 8 * 28 * 28
+# Threads for an image that is too large to be run together with others: beyond these they mostly wait.
+_LARGE_THREADS = 4
 # On another device the more, the better; it bounds the memory of one call.
 _DEVICE_BATCH = 16
 # Bindings of a network that are kept between calls; more are made while more threads run it at once.
@@ -51,7 +57,10 @@ _BOUND_BYTES = 64 * 1024
 # Weights begin where a line of the cache begins, as the kernels like them.
 _LINE_VALUES = 16
 
-_NO_IMAGE = np.zeros((0, 1, 1, 1), dtype=np.float32)
+
+@cache
+def _no_image() -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros((0, 1, 1, 1), dtype=np.float32))
 
 
 class Network(ABC):
@@ -71,6 +80,11 @@ class Network(ABC):
     @abstractmethod
     def batch(self) -> int:
         """Images that it is best to run together."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """Processors that a run takes."""
 
     @abstractmethod
     def run(self, inputs: Floats) -> Floats:
@@ -131,6 +145,10 @@ class _Whole(Network):
         return self._batch
 
     @property
+    def threads(self) -> int:
+        return 1
+
+    @property
     def providers(self) -> list[str]:
         return list(self._session.get_providers())
 
@@ -147,10 +165,11 @@ class _Shared:
     """A session whose weights are inputs, and how many images it is given at a time."""
 
     def __init__(self, graph: bytes, image_size: tuple[int, ...]) -> None:
-        options = _options()
+        self.batch = max(1, _RUN_VALUES // int(np.prod(image_size[1:])))
+        self.threads = min(PROCESSORS, _LARGE_THREADS) if self.batch == 1 else 1
+        options = _options(threads=self.threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(graph, options, providers=[_CPU])
-        self.batch = max(1, _RUN_VALUES // int(np.prod(image_size[1:])))
         self._image_size = image_size
         self._trying = threading.Lock()
         self._is_tried = False
@@ -193,6 +212,10 @@ class _Bound(Network):
     def batch(self) -> int:
         return self._shared.batch
 
+    @property
+    def threads(self) -> int:
+        return self._shared.threads
+
     def run(self, inputs: Floats) -> Floats:
         size = self._shared.batch
         if len(inputs) <= size:
@@ -203,12 +226,12 @@ class _Bound(Network):
     def features(self, inputs: Floats) -> Floats:
         """What the head scores: ``(batch, padded channels)``; all images in one run."""
         binding = self._take()
-        binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(inputs))
+        binding.bind_cpu_input("images", inputs)
         binding.bind_output(FEATURES)
         self._shared.session.run_with_iobinding(binding)
         features: Floats = binding.copy_outputs_to_cpu()[0].reshape(len(inputs), -1)
         # Nothing of this call is to stay in memory.
-        binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(_NO_IMAGE))
+        binding.bind_ortvalue_input("images", _no_image())
         binding.clear_binding_outputs()
         if len(self._idle) < _IDLE_BINDINGS:
             self._idle.append(binding)
@@ -231,9 +254,11 @@ def _share_one_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-def _options() -> ort.SessionOptions:
+def _options(*, threads: int = 1) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    # Its threads wait for each other awake while they compute, and sleep as soon as they are done.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.inter_op_num_threads = 1
     # One arena for all: an arena each, or none, keeps the peak of every session (18 to 80 MB).
     _share_one_arena()

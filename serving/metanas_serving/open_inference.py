@@ -69,8 +69,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     ) -> oip.ServerReadyResponse:
         """Say whether calls pass the gate."""
         try:
-            with self._gate.passing():
-                return oip.ServerReadyResponse(ready=True)
+            self._gate.check_open()
+            return oip.ServerReadyResponse(ready=True)
         except NotServingError:
             return oip.ServerReadyResponse(ready=False)
 
@@ -79,9 +79,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     ) -> oip.ModelReadyResponse:
         """Say whether a task can be asked."""
         try:
-            with self._gate.passing():
-                self._facts(request.name, request.version)
-                return oip.ModelReadyResponse(ready=True)
+            self._gate.check_open()
+            self._facts(request.name, request.version)
+            return oip.ModelReadyResponse(ready=True)
         except (NotServingError, TaskNotFoundError):
             return oip.ModelReadyResponse(ready=False)
         except Exception as error:

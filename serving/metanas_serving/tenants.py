@@ -11,7 +11,7 @@ tenant, is refused before its message is read. What a tenant may see is up to wh
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +19,7 @@ import grpc
 
 from metanas_serving import status
 from metanas_serving.allowance import Allowance
-from metanas_serving.around import Handler, around
+from metanas_serving.around import Handler, Wrapped, around
 from metanas_serving.errors import RateError, UnauthenticatedError
 from metanas_serving.tokens import FileTokens
 
@@ -56,6 +56,7 @@ class Authentication(grpc.ServerInterceptor):
         self._tokens = tokens
         self._allowance = allowance
         self._services = services
+        self._wrapped = Wrapped()
 
     def intercept_service(
         self,
@@ -71,13 +72,16 @@ class Authentication(grpc.ServerInterceptor):
             self._allowance.request(tenant)
         except (UnauthenticatedError, RateError) as error:
             return _refusing(error)
-        return around(handler, lambda context: _belonging(tenant))
+        return self._wrapped.of(
+            (handler_call_details.method, tenant),
+            handler,
+            lambda handler: around(handler, lambda context: _belonging(tenant)),
+        )
 
 
-@contextmanager
-def _belonging(tenant: str) -> Iterator[None]:
+def _belonging(tenant: str) -> AbstractContextManager[None]:
     _current.set(tenant)  # never reset: gRPC runs each call in a context of its own
-    yield
+    return nullcontext()
 
 
 def tenant_of(tokens: FileTokens | None, metadata: "Iterable[tuple[str, str | bytes]] | None") -> str:

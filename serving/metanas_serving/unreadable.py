@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from metanas_serving import status
+from metanas_serving.around import Wrapped
 from metanas_serving.errors import InvalidRequestError
 
 
@@ -29,6 +30,7 @@ class UnreadableRequests(grpc.ServerInterceptor):
     def __init__(self, services: Collection[str]) -> None:
         """Choose the services by their full names; calls of others are left alone."""
         self._services = services
+        self._wrapped = Wrapped()
 
     def intercept_service(
         self,
@@ -40,7 +42,7 @@ class UnreadableRequests(grpc.ServerInterceptor):
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler is None or service not in self._services:
             return handler
-        return _refusing(handler, method)
+        return self._wrapped.of(handler_call_details.method, handler, lambda handler: _refusing(handler, method))
 
 
 def _refusing(handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.RpcMethodHandler[Any, Any]":

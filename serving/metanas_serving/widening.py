@@ -52,12 +52,11 @@ class Head:
 
     def logits(self, features: Floats) -> Floats:
         """Score features ``(batch, padded channels)``, each row and each class by itself: ``(batch, classes)``."""
-        scores = np.empty((len(features), len(self.bias)), dtype=np.float32)
-        for row, out in zip(features, scores, strict=True):
-            length = max(np.sqrt(row.dot(row)), self.epsilon)
-            # Not a product of matrices: that may round a class differently by its place among the others.
-            np.sum(self.weight * (row / np.float32(length)), axis=1, out=out)
-            out += self.bias
+        lengths = np.sqrt((features * features).sum(axis=1, keepdims=True))
+        units = features / np.maximum(lengths, np.float32(self.epsilon))
+        # Not a product of matrices: that may round a class differently by its place among the others.
+        scores: Floats = (units[:, np.newaxis] * self.weight).sum(axis=2)
+        scores += self.bias
         return scores
 
 

@@ -13,7 +13,8 @@ from metanas_serving.network import Network
 class Held(Network):
     """Doubles its inputs, when it may; remembers how many images each run had."""
 
-    def __init__(self, *, batch=8, error=None):
+    def __init__(self, *, batch=8, threads=1, error=None):
+        self._threads = threads
         self.may_go = threading.Semaphore(0)
         self.runs = []
         self._batch = batch
@@ -30,6 +31,10 @@ class Held(Network):
     @property
     def batch(self):
         return self._batch
+
+    @property
+    def threads(self):
+        return self._threads
 
     def run(self, inputs):
         self.runs.append(len(inputs))
@@ -69,12 +74,59 @@ class Callers:
             assert not thread.is_alive()
 
 
+def _until(holds):
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_a_call_that_finds_a_processor_free_computes_at_once_and_alone():
     network = Held()
     network.may_go.release()
     computed = Batcher(max_batch=16).run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
     assert computed.logits.tolist() == [[2.0]]
-    assert (computed.waited_seconds, computed.batch_images, computed.led) == (0.0, 1, (1,))
+    assert (computed.batch_images, computed.led) == (1, (1,))
+    assert computed.waited_seconds < 1
+
+
+def test_calls_wait_for_a_full_batch_only_while_half_of_the_processors_compute_for_their_network():
+    callers = Callers(Batcher(max_batch=3, at_once=2))
+    one, other = Held(), Held()
+    callers.call("first", one, [1])
+    callers.call("a", one, [2])
+    callers.call("b", one, [3])
+    assert one.runs == [1]
+    callers.call("c", one, [4])  # with it the batch is full
+    _until(lambda: one.runs == [1, 3])
+    for network in (one, one, one):
+        network.may_go.release()
+    callers.wait()
+
+    callers.call("first", one, [1])
+    callers.call("another", other, [2])
+    _until(lambda: other.runs == [1])
+    callers.call("late", other, [3])
+    other.may_go.release(2)
+    _until(lambda: other.runs == [1, 1])
+    one.may_go.release()
+    callers.wait()
+
+
+def test_a_network_of_several_threads_waits_for_as_many_processors_and_no_one_passes_it():
+    callers = Callers(Batcher(max_batch=1, at_once=2))
+    small, large = Held(), Held(threads=8)
+    callers.call("small", small, [1])
+    callers.call("large", large, [2])
+    callers.call("late", small, [3])
+    assert (small.runs, large.runs) == ([1], [])
+    small.may_go.release()
+    _until(lambda: large.runs == [1])
+    assert small.runs == [1]
+    large.may_go.release()
+    small.may_go.release()
+    callers.wait()
+    assert callers.answers["late"].logits.tolist() == [[6]]
 
 
 def test_calls_that_wait_are_run_with_those_of_their_network_and_each_gets_its_own_answer():
@@ -113,10 +165,7 @@ def test_a_large_call_lets_small_ones_pass_between_its_batches():
     callers.call("small", small, [7])
     large.may_go.release()  # its first four images
     small.may_go.release()
-    end = time.monotonic() + 20
-    while "small" not in callers.answers:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    _until(lambda: "small" in callers.answers)
     assert callers.answers["small"].logits.tolist() == [[14]]
     large.may_go.release(2)
     callers.wait()
