@@ -9,7 +9,8 @@ The bound is on private writable memory (``RLIMIT_DATA``), which torch's tensors
 
 The peak comes where the network sees the whole support set at once, to start the head and to freeze batch
 norm. The estimate counts feature maps that are alive then; its three numbers are fitted to what the bundled
-meta-model and one that prunes nothing early took (docs/serving.md), a little high, so that what is let in fits.
+meta-model and one that prunes nothing early took (``benchmarks/support_memory.py``), a little high, so that
+what is let in fits.
 """
 
 import resource
@@ -26,7 +27,7 @@ BASE_BYTES = 320 * 1024 * 1024
 _FLOAT_BYTES = 4
 
 # Feature maps: for each of the stem's multiplier, for each cell, for each operation that is run.
-_STEM_MAPS, _CELL_MAPS, _OPERATION_MAPS = 6, 15, 0.8
+_STEM_MAPS, _CELL_MAPS, _OPERATION_MAPS = 6, 3, 0.9
 
 _WORDS = ("can't allocate memory", "cannot allocate memory", "bad alloc", "bad_alloc", "not enough memory")
 

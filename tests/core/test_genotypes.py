@@ -3,7 +3,7 @@
 import pytest
 
 from metanas.errors import InvalidConfigError
-from metanas.genotypes import GENOTYPES, named_genotype
+from metanas.genotypes import GENOTYPES, named_genotype, random_genotype
 from metanas.network import count_parameters
 from metanas.space import CellGenotype, EdgeOperation, Genotype, SearchSpace
 from metanas.task_network import TaskNetwork
@@ -118,3 +118,20 @@ def test_autometa_comes_nearest_to_the_sizes_of_table_1_with_25_and_27_filters()
 
     assert [nearest(OMNIGLOT, 116_000, affine) for affine in (False, True)] == [25, 25]
     assert [nearest(MINI, 137_000, affine) for affine in (False, True)] == [27, 27]
+
+
+def test_a_random_genotype_is_of_its_space_its_seed_alone_decides_and_all_edges_and_operations_come() -> None:
+    drawn = [random_genotype(seed, nodes=3, inputs_per_node=2, operations=("sep", "max")) for seed in range(200)]
+    assert drawn[7] == random_genotype(7, nodes=3, inputs_per_node=2, operations=("sep", "max"))
+    seen = set()
+    for genotype in drawn:
+        for cell in (genotype.normal, genotype.reduction):
+            for node, kept in enumerate(cell):
+                sources = [edge.source for edge in kept]
+                assert sources == sorted(set(sources))
+                assert len(sources) == 2
+                assert all(edge.weight == 1.0 for edge in kept)
+                seen |= {(node, edge.source, edge.operation) for edge in kept}
+    assert seen == {(node, source, one) for node in range(3) for source in range(node + 2) for one in ("sep", "max")}
+    [node] = random_genotype(0, nodes=1, inputs_per_node=5, operations=("sep",)).normal
+    assert [edge.source for edge in node] == [0, 1]

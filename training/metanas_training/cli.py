@@ -23,7 +23,7 @@ from tqdm import tqdm
 import metanas
 from metanas import native
 from metanas.allocator import keep_freed_memory
-from metanas.artifact import save_meta, write_json
+from metanas.artifact import load_meta, save_meta, write_json
 from metanas.backbone import build_backbone
 from metanas.errors import InvalidConfigError, MetaNASError
 from metanas.model import MetaModel
@@ -38,7 +38,7 @@ from metanas_training.maml import spread
 from metanas_training.progress import progress_bar
 from metanas_training.report import summary
 from metanas_training.run_folder import RunFolder, claim
-from metanas_training.state import State, checkpoint_config, load_checkpoint, new_state, to_meta_model
+from metanas_training.state import State, checkpoint_config, load_checkpoint, new_state, start_from, to_meta_model
 from metanas_training.stopping import stop_flag
 
 logger = logging.getLogger("metanas_training")
@@ -117,6 +117,8 @@ def _train(
             genotype=genotype,
             classes=len(splits["train"]) if config.warm_up == "supervised" else None,
         )
+        if config.start:
+            start_from(state, load_meta(Path(config.start)), name=config.start)
     trainer = Trainer(
         config,
         state,

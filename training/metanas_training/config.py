@@ -18,13 +18,14 @@ Defaults of the joint phase: Table 4, for Omniglot.
 
 import json
 import math
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metanas.errors import InvalidConfigError
-from metanas.genotypes import GENOTYPES, named_genotype
+from metanas.genotypes import GENOTYPES, named_genotype, random_genotype
 from metanas.preprocessing import Preprocessing
 from metanas.schedule import Schedule
 from metanas.space import DEFAULT_OPERATIONS, NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
@@ -61,7 +62,7 @@ class NetworkConfig:
 
     kind: Kind = "search"
     genotype: str = ""
-    """Of kind "fixed": a name of ``metanas.genotypes``, or a file that ``meta_evaluate.py`` wrote."""
+    """Of kind "fixed": a name of ``metanas.genotypes``, a file that ``meta_evaluate.py`` wrote, or "random:SEED"."""
     channels: int = 28
     cells: int = 4
     reduction_cells: tuple[int, ...] = (1, 3)
@@ -80,7 +81,7 @@ class NetworkConfig:
         if (self.kind == "fixed") != bool(self.genotype):
             raise InvalidConfigError(
                 f'network.genotype belongs to kind "fixed" and is needed there; got {self.genotype!r} '
-                f"with kind {self.kind!r}; known names are {', '.join(GENOTYPES)}"
+                f"with kind {self.kind!r}; known names are {', '.join(GENOTYPES)}, random:SEED"
             )
         of_blocks = ("filters", "blocks")
         for one in fields(NetworkConfig):
@@ -100,6 +101,10 @@ class NetworkConfig:
             return None
         if self.kind == "conv_blocks":
             return NO_CELLS
+        if (drawn := re.fullmatch(r"random:(\d{1,9})", self.genotype)) is not None:
+            return random_genotype(
+                int(drawn[1]), nodes=self.nodes, inputs_per_node=self.inputs_per_node, operations=self.operations
+            )
         if not self.genotype.endswith(".json"):
             return named_genotype(self.genotype)
         try:
@@ -135,6 +140,9 @@ class TrainingConfig:
     """"cpu", "cuda", or "auto": CUDA where there is one."""
     threads: int = 1
     """Torch threads; the bits of the result depend on it."""
+    start: str = ""
+    """A meta-model to begin with: its weights by name, the scale of its head, and, where both search, its
+    architecture. Empty: random weights."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     task: Schedule = field(default_factory=Schedule)
     """How tasks are learned, in the joint phase (``inner_steps`` of it) and later from the meta-model."""

@@ -2,11 +2,13 @@
 
     State              weights, architecture, scale, optimiser, moments, place in the plan; a ``Subject``
     save_checkpoint, load_checkpoint   State and configuration  <->  file
+    start_from         a meta-model  ->  State, before the first step
     to_meta_model      State  ->  MetaModel
 
 Random draws need no state: each step makes its generator from the seed and its own number.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch.optim import Adam
 
 from metanas.artifact import pack, unpack, write_atomically
 from metanas.backbone import Backbone, build_backbone
-from metanas.errors import CorruptArtifactError
+from metanas.errors import CorruptArtifactError, InvalidConfigError
 from metanas.model import MetaModel
 from metanas.network import channels_last
 from metanas.plain import to_plain
@@ -96,6 +98,40 @@ def new_state(config: TrainingConfig, *, space: Space, genotype: Genotype | None
     return State(
         network=network, architecture=architecture, log_scale=log_scale, optimizer=optimizer, classifier=classifier
     )
+
+
+def start_from(state: State, meta: MetaModel, *, name: str) -> None:
+    """Begin with weights, architecture and scale of a meta-model; the time that they took counts as this run's.
+
+    Weights are found by their names, so a fixed architecture takes those of its operations out of a one-shot network.
+
+    Args:
+        name: what messages call the meta-model.
+
+    Raises:
+        InvalidConfigError: it lacks weights of this network, or has them in other sizes.
+    """
+    given = dict(meta.weights)
+    architecture = state.architecture if meta.searches else {}
+    for kind, there, wanted in (
+        ("weights", given, dict(state.network.named_parameters())),
+        ("architecture parameters", dict(meta.architecture), architecture),
+    ):
+        wrong = [key for key, value in wanted.items() if key not in there or there[key].shape != value.shape]
+        if wrong:
+            found = f"of shape {tuple(there[wrong[0]].shape)}" if wrong[0] in there else "missing"
+            raise InvalidConfigError(
+                f"{name} does not fit this network: {len(wrong)} of {len(wanted)} {kind} differ, {wrong[0]} has to be "
+                f"of shape {tuple(wanted[wrong[0]].shape)} and is {found}; set [network] as it was trained"
+            )
+    with torch.no_grad():
+        for key, parameter in state.network.named_parameters():
+            parameter.copy_(given[key])
+        for key, value in architecture.items():
+            value.copy_(meta.architecture[key])
+        state.log_scale.fill_(math.log(meta.head_scale))
+    state.seconds = float(meta.provenance.get("training_seconds", 0.0))
+    state.cpu_seconds = float(meta.provenance.get("training_cpu_seconds", 0.0))
 
 
 def to_meta_model(
