@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from metanas.learner import operation_weights
+from metanas.steps import operation_weights
 from metanas_training.config import TrainingConfig, read_config
 from metanas_training.datasets import default_preprocessing
 from metanas_training.planning import LEARNER_COST

@@ -21,8 +21,9 @@ from measuring.adaptation import Order, Result
 from measuring.child import Parent
 from measuring.flops import AdaptationFlops, Mask, adaptation_flops, mask_of
 from measuring.subjects import colour_episode, named_meta, omniglot_classes, omniglot_episode
-from metanas import learner
+from metanas import learner, steps
 from metanas.model import MetaModel, TaskModel
+from metanas.progress import StepReport
 from metanas.relaxation import Mixture
 from metanas.schedule import Schedule
 from metanas.space import SearchSpace
@@ -41,7 +42,7 @@ class Watch:
     ends: dict[str, list[float]] = field(default_factory=lambda: {"architecture": [], "weights": []})
     finished: float = 0.0
 
-    def note(self, report: learner.StepReport) -> None:
+    def note(self, report: StepReport) -> None:
         """``on_step`` of ``adapt``."""
         self.ends[report.phase].append(time.perf_counter())
 
@@ -131,19 +132,21 @@ def measure(meta: MetaModel, episode: Episode, schedule: Schedule) -> Work:
 def _noting_mixtures() -> Iterator[list[Mapping[str, Mixture]]]:
     """Note what ``relax`` answers the learner: once for the head, once a step, once for the pruning."""
     noted: list[Mapping[str, Mixture]] = []
-    names: dict[str, Any] = vars(learner)
-    original = names["relax"]
+    homes: list[dict[str, Any]] = [vars(learner), vars(steps)]
+    original = homes[0]["relax"]
 
     def relax(*arguments: Any, **settings: Any) -> Mapping[str, Mixture]:
         mixtures: Mapping[str, Mixture] = original(*arguments, **settings)
         noted.append({name: Mixture(one.operations.detach(), one.inputs.detach()) for name, one in mixtures.items()})
         return mixtures
 
-    names["relax"] = relax
+    for names in homes:
+        names["relax"] = relax
     try:
         yield noted
     finally:
-        names["relax"] = original
+        for names in homes:
+            names["relax"] = original
 
 
 def pruning_margin(mixtures: Mapping[str, Mixture], threshold: float) -> float:

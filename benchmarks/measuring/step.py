@@ -7,7 +7,7 @@
     operations   what a step gains where one candidate operation is left out, with its FLOP
     kernels      what PyTorch itself says it computed, by kind
 
-The steps are those of ``metanas.learner.gradient_step``, spelt out so that a clock fits between.
+The steps are those of ``metanas.steps.gradient_step``, spelt out so that a clock fits between.
 ``step_process`` runs them.
 """
 

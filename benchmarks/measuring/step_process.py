@@ -21,13 +21,14 @@ from measuring.flops import Counter, Mask, mask_of
 from measuring.step import Profile, Share, Step
 from measuring.subjects import colour_episode, in_large, named_meta, omniglot_classes, omniglot_episode
 from metanas.head import Head, balanced_cross_entropy
-from metanas.learner import adapt, operation_weights, start_head
+from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.network import CellPlan, Network, one_shot_plan
 from metanas.optimizer import Parameters, build_optimizer
 from metanas.preprocessing import scale
 from metanas.schedule import Schedule
 from metanas.space import CELL_TYPES, SearchSpace
+from metanas.steps import operation_weights, start_head
 from metanas_training.episodes import Episode
 
 BATCH = 20

@@ -1,8 +1,6 @@
 """The task learner: from the meta-model and a handful of pictures to a small network.
 
-    adapt            meta-model, support set  ->  task model
-    gradient_step    one forward and one backward pass that move weights and architecture together
-    start_head       the prototypes that a task's head starts from
+    adapt   meta-model, support set  ->  task model; tells of itself in ``progress``, takes the steps of ``steps``
 
 Adaptation has three parts. 1. Weights and architecture learn together while the temperature
 falls (equations 3, 5, 7). 2. What weighs less than the threshold is removed: a new, small
@@ -16,7 +14,6 @@ Source: Elsken et al., CVPR 2020, Algorithm 3.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -29,15 +26,17 @@ from metanas.batches import Batches
 from metanas.budget import Budget, cheapest, check_possible, fixed_cost, network_cost, penalty
 from metanas.budget_fitting import fit, genotype_rows
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
-from metanas.head import Head, balanced_cross_entropy, prototype_head
+from metanas.head import Head, balanced_cross_entropy
 from metanas.model import AdaptationReport, BudgetReport, MetaModel, TaskModel, total_parameters
 from metanas.network import Network, count_parameters
 from metanas.optimizer import Parameters, build_optimizer, collect_moments, set_rates
 from metanas.preprocessing import scale
+from metanas.progress import AdaptationTrace, Snapshot, StepReport
 from metanas.pruning import prune
-from metanas.relaxation import Architecture, Mixture, anneal, relax
+from metanas.relaxation import Architecture, Mixture, relax
 from metanas.schedule import Schedule
 from metanas.space import Genotype, SearchSpace
+from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas.task_network import TaskNetwork, extract
 from metanas.tasks import SupportSet
 from metanas.trust import measure
@@ -48,134 +47,6 @@ NOISE, DISTORTIONS = 0x9E3779B9, 0x517CC1B7
 
 BUDGET_IMAGES = 40
 """Support images, at most, by whose loss architectures are compared that fit a budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """How far adaptation has got, after one gradient step."""
-
-    phase: str
-    """"architecture" or "weights"."""
-    step: int
-    """Steps done in both phases together, from 1."""
-    steps: int
-    """Steps of both phases together."""
-    loss: float
-    temperature: float
-    accuracy: float
-    """Of the step's images, before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptationTrace:
-    """What adaptation passed through; for evaluation and tests."""
-
-    one_shot: Network
-    head: Head
-    """Of the one-shot network at the end of the architecture steps."""
-    mixtures: dict[str, Mixture]
-    pruned: TaskNetwork
-    """The task network before its first weight step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Where adaptation stands; for evaluation. Valid until the next step: the network goes on learning."""
-
-    step: int
-    """Steps done, from 0: before the first."""
-    temperature: float
-    """Of the step to come."""
-    network: Backbone
-    """In training mode; leave it so."""
-    head: Head
-    """Its rows are in canonical order."""
-    weights: Mapping[str, Tensor] | None
-    """Of the operations at ``temperature``, without noise; None for a network of fixed architecture."""
-    mixtures: Mapping[str, Mixture] | None
-    """Where ``weights`` come from: of operations and of inputs."""
-    images: Tensor
-    """The support set, scaled, in canonical order."""
-    order: tuple[int, ...]
-    """Canonical class ``i`` is class ``order[i]`` of the caller."""
-
-
-def operation_weights(
-    network: Backbone,
-    architecture: Mapping[str, Tensor],
-    *,
-    schedule: Schedule,
-    temperature: float,
-    generator: torch.Generator | None = None,
-) -> dict[str, Tensor] | None:
-    """The weight of every operation, as ``Network.forward`` takes it; None where the architecture is fixed.
-
-    Args:
-        generator: of Gumbel noise; None: no noise.
-    """
-    if not architecture:
-        return None
-    assert isinstance(network, Network), "only a network of cells has architecture parameters"
-    mixtures = relax(
-        architecture,
-        network.space,
-        temperature=temperature,
-        strategy=schedule.strategy,
-        relaxation=schedule.relaxation,
-        generator=generator,
-    )
-    return {cell_type: mixture.rows for cell_type, mixture in mixtures.items()}
-
-
-def gradient_step(
-    network: Backbone,
-    head: Head,
-    optimizer: Optimizer,
-    *,
-    weights: Mapping[str, Tensor] | None,
-    images: Tensor,
-    labels: Tensor,
-    class_weights: Tensor,
-    skip_below: float,
-    paths: Tensor | None = None,
-    penalty: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One step on weights, head and architecture from one forward and one backward pass (equation 3).
-
-    Args:
-        weights: ``operation_weights``; the architecture behind it moves if ``optimizer`` holds it.
-        images: float32 ``(batch, channels, H, W)``.
-        labels: int64 ``(batch,)``.
-        class_weights: ``(n_way,)``, what an image of each class counts.
-        paths: ``Network.draw_paths``; None: no DropPath.
-        penalty: added to the loss, 0-dimensional.
-
-    Returns:
-        Loss (0-dimensional) and logits ``(batch, n_way)`` before the step, detached.
-    """
-    logits = head(network(images, weights, skip_below=skip_below, paths=paths))
-    loss = balanced_cross_entropy(logits, labels, class_weights)
-    if penalty is not None:
-        loss = loss + penalty
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach(), logits.detach()
-
-
-@torch.no_grad()
-def start_head(
-    network: Backbone,
-    *,
-    weights: Mapping[str, Tensor] | None,
-    images: Tensor,
-    labels: Tensor,
-    n_way: int,
-    scale: float,
-    skip_below: float,
-) -> Head:
-    """The head that a task starts with: prototypes of its images, normalised together."""
-    return prototype_head(network(images, weights, skip_below=skip_below), labels, n_way=n_way, scale=scale)
 
 
 def adapt(
@@ -455,9 +326,3 @@ class _Run:
                 order=tuple(self.order),
             )
         )
-
-
-def step_temperature(step: int, steps: int, schedule: Schedule) -> float:
-    """Temperature of gradient step ``step`` (from 0) of ``steps``: the first is the start, the last the end."""
-    progress = step / (steps - 1) if steps > 1 else 1.0
-    return anneal(progress, start=schedule.temperature_start, end=schedule.temperature_end)

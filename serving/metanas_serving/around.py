@@ -2,6 +2,8 @@
 
     AroundCalls   an interceptor of the server: enters a context manager for each call
     around        the same for the handler of one method
+    method        what answers the calls of a handler
+    remade        the handler with something else in its place
     Wrapped       keeps handlers that interceptors have wrapped: they are asked anew at every call
 
 The parts that are put around calls (``metrics_calls``, ``request_id``) know nothing of handlers, and
@@ -17,6 +19,7 @@ import grpc
 
 Enter: TypeAlias = Callable[[str, grpc.ServicerContext], AbstractContextManager[None]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Method: TypeAlias = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class AroundCalls(grpc.ServerInterceptor):
@@ -71,9 +74,7 @@ def around(handler: Handler, enter: Callable[[grpc.ServicerContext], AbstractCon
 
     A stream of answers is inside until its end, or until its caller leaves it.
     """
-    sides = (handler.request_streaming, handler.response_streaming)
-    kind = "_".join("stream" if streams else "unary" for streams in sides)
-    answer: Callable[[Any, grpc.ServicerContext], Any] = getattr(handler, kind)
+    answer = method(handler)
 
     @functools.wraps(answer)  # gRPC looks at a method's attributes: which threads it wants
     def whole(request: Any, context: grpc.ServicerContext) -> Any:
@@ -85,9 +86,29 @@ def around(handler: Handler, enter: Callable[[grpc.ServicerContext], AbstractCon
         with enter(context):
             yield from answer(request, context)
 
-    make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
+    return remade(handler, stream if handler.response_streaming else whole)
+
+
+def method(handler: Handler) -> Method:
+    """What answers the calls of a handler."""
+    found: Method = getattr(handler, _kind(handler))
+    return found
+
+
+def remade(handler: Handler, answer: Method, *, read: Callable[[bytes], Any] | None = None) -> Handler:
+    """A handler of the same method that answers with something else.
+
+    Args:
+        read: makes a request of its bytes; None: as ``handler`` does.
+    """
+    make: Callable[..., Handler] = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
     return make(
-        stream if handler.response_streaming else whole,
-        request_deserializer=handler.request_deserializer,
+        answer,
+        request_deserializer=read or handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
+
+
+def _kind(handler: Handler) -> str:
+    sides = (handler.request_streaming, handler.response_streaming)
+    return "_".join("stream" if streams else "unary" for streams in sides)

@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 
+from metanas_serving.around import Handler, method, remade
+
 # A call has its thread for itself.
 _this_thread = threading.local()
 
@@ -33,16 +35,15 @@ class ArrivalClock(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        continuation: "Callable[[grpc.HandlerCallDetails], Handler | None]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    ) -> "Handler | None":
         """Note when a call of one of the methods arrives; leave others alone."""
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method not in self._methods:
             return handler
         # The moment that it counts from is this call's alone, so the handler is too; only the clock goes around it.
-        arrived, answer = time.perf_counter(), handler.unary_unary
-        assert answer is not None
+        arrived, answer = time.perf_counter(), method(handler)
 
         def timed(request: Any, context: grpc.ServicerContext) -> Any:
             _this_thread.waited = time.perf_counter() - arrived
@@ -51,8 +52,4 @@ class ArrivalClock(grpc.ServerInterceptor):
             finally:
                 _this_thread.waited = 0.0
 
-        return grpc.unary_unary_rpc_method_handler(
-            timed,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return remade(handler, timed)

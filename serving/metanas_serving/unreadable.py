@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from metanas_serving import status
-from metanas_serving.around import Wrapped
+from metanas_serving.around import Handler, Wrapped, method, remade
 from metanas_serving.errors import InvalidRequestError
 
 
@@ -34,21 +34,19 @@ class UnreadableRequests(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        continuation: "Callable[[grpc.HandlerCallDetails], Handler | None]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    ) -> "Handler | None":
         """Wrap the handler of a method."""
         handler = continuation(handler_call_details)
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        service, _, name = handler_call_details.method.lstrip("/").partition("/")
         if handler is None or service not in self._services:
             return handler
-        return self._wrapped.of(handler_call_details.method, handler, lambda handler: _refusing(handler, method))
+        return self._wrapped.of(handler_call_details.method, handler, lambda handler: _refusing(handler, name))
 
 
-def _refusing(handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.RpcMethodHandler[Any, Any]":
-    sides = (handler.request_streaming, handler.response_streaming)
-    kind = "_".join("stream" if streams else "unary" for streams in sides)
-    answer: Callable[[Any, grpc.ServicerContext], Any] = getattr(handler, kind)
+def _refusing(handler: Handler, name: str) -> Handler:
+    answer = method(handler)
     parse = handler.request_deserializer
     assert parse is not None, "generated code always has one"
 
@@ -58,7 +56,7 @@ def _refusing(handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.
         except DecodeError as error:
             return _Unreadable(
                 InvalidRequestError(
-                    f"the {len(data)} bytes of a request of {method} are no such message ({error}); "
+                    f"the {len(data)} bytes of a request of {name} are no such message ({error}); "
                     "send what a client generated from this server's .proto files writes"
                 )
             )
@@ -71,8 +69,7 @@ def _refusing(handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.
             status.abort(context, request.error)
         return answer(request, context)
 
-    make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(checked, request_deserializer=read, response_serializer=handler.response_serializer)
+    return remade(handler, checked, read=read)
 
 
 def _checked(requests: Iterator[Any]) -> Iterator[Any]:

@@ -25,9 +25,10 @@ import torch
 from metanas import native
 from metanas.artifact import meta_from_bytes, task_to_bytes
 from metanas.errors import MetaNASError
-from metanas.learner import AdaptationTrace, StepReport, adapt
+from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.network import count_parameters
+from metanas.progress import AdaptationTrace, StepReport
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving.errors import WorkerError

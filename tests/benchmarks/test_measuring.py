@@ -13,7 +13,7 @@ from measuring.row import Goal, Row, verdict
 from measuring.table import markdown
 
 from metanas.cost import multiply_adds
-from metanas.learner import StepReport
+from metanas.progress import StepReport
 from metanas.space import EdgeOperation, Genotype, SearchSpace
 
 SMALL = SearchSpace(

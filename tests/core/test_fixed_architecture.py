@@ -11,14 +11,16 @@ from metanas.artifact import meta_from_bytes, meta_to_bytes, task_from_bytes, ta
 from metanas.conv_net import ConvNet
 from metanas.errors import AdaptationCancelledError, InvalidConfigError
 from metanas.head import balanced_cross_entropy
-from metanas.learner import AdaptationTrace, StepReport, adapt, start_head
+from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.network import Network
 from metanas.optimizer import Parameters
 from metanas.preprocessing import scale
+from metanas.progress import AdaptationTrace, StepReport
 from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
 from metanas.space import NO_CELLS, SearchSpace
+from metanas.steps import start_head
 from metanas.tasks import SupportSet
 
 KINDS = ("cells", "affine", "blocks")

@@ -11,21 +11,15 @@ from torch import Tensor
 from metanas.batches import Batches
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import balanced_cross_entropy
-from metanas.learner import (
-    AdaptationTrace,
-    StepReport,
-    adapt,
-    gradient_step,
-    operation_weights,
-    start_head,
-    step_temperature,
-)
+from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.optimizer import Parameters, build_optimizer
 from metanas.preprocessing import scale
+from metanas.progress import AdaptationTrace, StepReport
 from metanas.relaxation import RELAXATIONS, STRATEGIES, Relaxation, Strategy, initial_architecture, relax
 from metanas.schedule import Schedule
 from metanas.space import Genotype
+from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas.tasks import SupportSet
 
 MINIBATCHES = Schedule(architecture_steps=4, weight_steps=3, batch_size=4, skip_below=0.0)

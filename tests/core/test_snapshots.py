@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from metanas.learner import Snapshot, adapt
+from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.network import Network
+from metanas.progress import Snapshot
 from metanas.relaxation import STRATEGIES, Strategy, relax
 from metanas.schedule import Schedule
 from metanas.tasks import SupportSet

@@ -11,11 +11,13 @@ from torch import Tensor
 from metanas.artifact import META_KIND, load_meta, meta_from_bytes, meta_to_bytes, pack, save_meta, unpack
 from metanas.errors import InvalidConfigError
 from metanas.head import Head, balanced_cross_entropy
-from metanas.learner import AdaptationTrace, adapt, operation_weights, start_head, step_temperature
+from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.optimizer import Parameters, parameter_names
 from metanas.preprocessing import scale
+from metanas.progress import AdaptationTrace
 from metanas.schedule import Schedule
+from metanas.steps import operation_weights, start_head, step_temperature
 from metanas.tasks import SupportSet
 
 PLAIN = Schedule(

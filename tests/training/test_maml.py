@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from metanas.errors import InvalidConfigError, NothingMovedError
 from metanas.head import prototypes
-from metanas.learner import gradient_step, operation_weights, start_head, step_temperature
 from metanas.optimizer import Parameters, build_optimizer
 from metanas.preprocessing import Preprocessing
 from metanas.schedule import Schedule
+from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas_training.config import NetworkConfig, Plan
 from metanas_training.episodes import generator_for, sample_episode
 from metanas_training.errors import NonFiniteError

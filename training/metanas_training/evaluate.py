@@ -23,11 +23,13 @@ from torch import Tensor
 from metanas.backbone import Backbone
 from metanas.cost import multiply_adds
 from metanas.head import Head, prototypes
-from metanas.learner import AdaptationTrace, StepReport, adapt, operation_weights
+from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing, scale
+from metanas.progress import AdaptationTrace, StepReport
 from metanas.space import Genotype
+from metanas.steps import operation_weights
 from metanas.task_network import TaskNetwork
 from metanas.trust import KNOWN_QUANTILE, length_of_rows, similarity
 from metanas_training.architectures import count_structures

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from metanas.augmentation import distort
 from metanas.errors import InvalidConfigError
-from metanas.learner import operation_weights
 from metanas.network import Network
 from metanas.preprocessing import Preprocessing, scale
 from metanas.schedule import Schedule
+from metanas.steps import operation_weights
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode, sample_images, sample_pairs

@@ -35,7 +35,6 @@ from metanas.backbone import Backbone
 from metanas.batches import Batches
 from metanas.errors import InvalidConfigError, NothingMovedError
 from metanas.head import Head, balanced_cross_entropy, prototypes
-from metanas.learner import operation_weights, step_temperature
 from metanas.optimizer import ARCHITECTURE as ARCHITECTURE_OF_TASK
 from metanas.optimizer import HEAD as HEAD_OF_TASK
 from metanas.optimizer import NETWORK as NETWORK_OF_TASK
@@ -43,6 +42,7 @@ from metanas.optimizer import parameter_names
 from metanas.preprocessing import Preprocessing, scale
 from metanas.relaxation import Architecture
 from metanas.schedule import Schedule
+from metanas.steps import operation_weights, step_temperature
 from metanas_training.errors import NonFiniteError, check_finite
 from metanas_training.meta_learner import ARCHITECTURE, NETWORK, Contribution, MetaTask, Subject, check_moved
 from metanas_training.reptile import TaskTensors, live_parameters, task_tensors

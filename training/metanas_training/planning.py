@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from metanas.learner import operation_weights
 from metanas.preprocessing import scale
+from metanas.steps import operation_weights
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_images

@@ -25,11 +25,11 @@ from torch import Tensor
 from metanas.augmentation import distort
 from metanas.batches import Batches
 from metanas.errors import InvalidConfigError
-from metanas.learner import gradient_step, operation_weights, start_head, step_temperature
 from metanas.network import Network
 from metanas.optimizer import Parameters, build_optimizer, collect_moments
 from metanas.preprocessing import Preprocessing, scale
 from metanas.schedule import Schedule
+from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas_training.errors import check_finite
 from metanas_training.meta_learner import (
     ARCHITECTURE,

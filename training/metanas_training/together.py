@@ -40,9 +40,9 @@ from metanas.backbone import Backbone
 from metanas.batches import Batches
 from metanas.errors import InvalidConfigError
 from metanas.head import Head, balanced_cross_entropy, prototypes
-from metanas.learner import operation_weights, step_temperature
 from metanas.optimizer import HEAD, STEP, Parameters, build_optimizer
 from metanas.schedule import Schedule
+from metanas.steps import operation_weights, step_temperature
 from metanas_training.config import Precision
 from metanas_training.errors import NonFiniteError, check_finite
 from metanas_training.meta_learner import ARCHITECTURE, MOMENTS, NETWORK, Contribution, MetaTask, Subject

@@ -12,8 +12,9 @@ model that comes out has the bits of one that was not followed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from metanas.learner import AdaptationTrace, Snapshot, adapt
+from metanas.learner import adapt
 from metanas.model import MetaModel
+from metanas.progress import AdaptationTrace, Snapshot
 from metanas.relaxation import Mixture
 from metanas_training.episodes import Episode
 from metanas_training.evaluate import Estimate, estimate, inductive_accuracy, scale_episode
