@@ -33,8 +33,9 @@ from metanas.model import MetaModel, TaskModel
 from metanas.preprocessing import scale
 from metanas_training.datasets import ImageClasses, data_root, load_classes
 from metanas_training.episodes import Episode
-from metanas_training.evaluate import accuracy, draw_tasks, estimate
+from metanas_training.evaluate import accuracy, draw_tasks
 from metanas_training.figures import COLOURS, COLUMN, new_figure, save_figure
+from metanas_training.scores import estimate
 
 SHARES = (1.0, 0.6, 0.4)
 UNCONSTRAINED = "none"

@@ -26,21 +26,19 @@ from metanas_training.architectures import most_common, most_common_cell
 from metanas_training.episodes import Episode
 from metanas_training.errors import EvaluationError, NonFiniteError
 from metanas_training.evaluate import (
-    TaskScore,
     accuracy,
     draw_tasks,
-    estimate,
     evaluate,
     evaluate_task,
     inductive_accuracy,
     sample_tasks,
     scale_episode,
-    summarise,
 )
 from metanas_training.evaluation_pool import EvaluationPool
 from metanas_training.journal import Journal
 from metanas_training.report import over_runs, summary
 from metanas_training.run_files import RunFile
+from metanas_training.scores import TaskScore, estimate, summarise
 from metanas_training.trajectory import follow, mean_curve
 from metanas_training.trust_scores import BINS, TrustScore
 

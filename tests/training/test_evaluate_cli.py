@@ -17,12 +17,12 @@ from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
 from metanas.space import Genotype, SearchSpace
-from metanas_training.evaluate import TaskScore
 from metanas_training.evaluate_cli import main
 from metanas_training.evaluation_pool import EvaluationPool
 from metanas_training.journal import Journal
 from metanas_training.report import over_runs
 from metanas_training.run_files import read_runs
+from metanas_training.scores import TaskScore
 
 SIZE = 8
 SPACE = SearchSpace(channels=4, image_size=SIZE, cells=2, reduction_cells=(1,), nodes=2)

@@ -15,7 +15,6 @@ from PIL import Image
 from metanas.genotypes import GENOTYPES
 from metanas.space import CELL_TYPES, DEFAULT_OPERATIONS, EdgeOperation, SearchSpace
 from metanas_training.cell_drawing import draw_cell, node_depths
-from metanas_training.evaluate import Estimate
 from metanas_training.figures import (
     COLUMN,
     TIMES,
@@ -26,6 +25,7 @@ from metanas_training.figures import (
     size_bins,
     weight_maps,
 )
+from metanas_training.scores import Estimate
 from metanas_training.trajectory import CurvePoint, Frame
 
 SPACE = SearchSpace()

@@ -31,13 +31,14 @@ from metanas.preprocessing import Preprocessing
 from metanas_training.arguments import check_resume, default_output, parse, read_arguments
 from metanas_training.config import TrainingConfig
 from metanas_training.datasets import ImageClasses, data_root, default_preprocessing, load_classes
-from metanas_training.evaluate import Evaluation, TaskScore, evaluate, known_similarity
+from metanas_training.evaluate import evaluate, known_similarity
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
 from metanas_training.maml import spread
 from metanas_training.progress import progress_bar
 from metanas_training.report import summary
 from metanas_training.run_folder import RunFolder, claim
+from metanas_training.scores import Evaluation, TaskScore
 from metanas_training.state import State, checkpoint_config, load_checkpoint, new_state, start_from, to_meta_model
 from metanas_training.stopping import stop_flag
 

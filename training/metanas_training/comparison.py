@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metanas_training.errors import EvaluationError
-from metanas_training.evaluate import Estimate
 from metanas_training.report import ACCURACIES, over_runs
 from metanas_training.run_results import SETTINGS, Measured, Run
+from metanas_training.scores import Estimate
 
 LEARNERS = {"reptile": "Reptile", "maml": "MAML", "first_order_maml": "first-order MAML"}
 WARM_UPS = {"prototype": "prototype loss", "supervised": "classifier"}

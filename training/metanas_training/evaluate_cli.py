@@ -14,12 +14,13 @@ from pathlib import Path
 
 from metanas.errors import MetaNASError
 from metanas_training.datasets import ImageClasses, data_root, load_classes
-from metanas_training.evaluate import draw_tasks, summarise
+from metanas_training.evaluate import draw_tasks
 from metanas_training.evaluation_folder import check_drawing, write_evaluation
 from metanas_training.evaluation_pool import EvaluationPool
 from metanas_training.journal import Journal
 from metanas_training.report import RunResult, summary_of_runs
 from metanas_training.run_files import RunFile, read_runs
+from metanas_training.scores import summarise
 
 INTERRUPTED = 130
 

@@ -20,9 +20,10 @@ from metanas.allocator import keep_freed_memory
 from metanas.model import MetaModel
 from metanas_training.episodes import Episode
 from metanas_training.errors import EvaluationError
-from metanas_training.evaluate import TaskScore, evaluate_task
+from metanas_training.evaluate import evaluate_task
 from metanas_training.journal import Journal
 from metanas_training.progress import progress_bar
+from metanas_training.scores import TaskScore
 from metanas_training.trajectory import Trajectory, follow
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 import metanas
-from metanas_training.evaluate import TaskScore
 from metanas_training.run_files import RunFile
+from metanas_training.scores import TaskScore
 
 
 class Journal:

@@ -30,13 +30,14 @@ from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode, sample_images, sample_pairs
 from metanas_training.errors import DatasetError, NonFiniteError, WorkerLostError, check_finite
-from metanas_training.evaluate import estimate, prototype_accuracy, sample_tasks
+from metanas_training.evaluate import prototype_accuracy, sample_tasks
 from metanas_training.group import Group
 from metanas_training.maml import MAML, initial_step_rates
 from metanas_training.meta_learner import ARCHITECTURE, NETWORK, Contribution, MetaLearner, MetaTask
 from metanas_training.planning import plan_for_minutes
 from metanas_training.prototype import add, descend, gradients, prototype_loss, supervised_loss
 from metanas_training.reptile import Reptile
+from metanas_training.scores import estimate
 from metanas_training.state import State, save_checkpoint
 from metanas_training.together import TogetherReptile
 

@@ -24,8 +24,8 @@ import metanas
 from metanas.model import MetaModel
 from metanas.space import ConvBlocks, Space, space_to_dict
 from metanas_training.architectures import CommonGenotype
-from metanas_training.evaluate import Estimate, Evaluation, TaskScore
 from metanas_training.run_files import RunFile
+from metanas_training.scores import Estimate, Evaluation, TaskScore
 
 ACCURACIES = ("inductive", "transductive", "prototype")
 """The accuracies that are averaged over runs."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from metanas_training.errors import EvaluationError
-from metanas_training.evaluate import Estimate
 from metanas_training.report import ACCURACIES
+from metanas_training.scores import Estimate
 
 SETTINGS = ("data", "n_way", "n_shot", "n_query", "tasks", "seed")
 """What decides which tasks an evaluation is of."""

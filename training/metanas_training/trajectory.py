@@ -17,7 +17,8 @@ from metanas.model import MetaModel
 from metanas.progress import AdaptationTrace, Snapshot
 from metanas.relaxation import Mixture
 from metanas_training.episodes import Episode
-from metanas_training.evaluate import Estimate, estimate, inductive_accuracy, scale_episode
+from metanas_training.evaluate import inductive_accuracy, scale_episode
+from metanas_training.scores import Estimate, estimate
 
 
 @dataclass(frozen=True, slots=True)
