@@ -1,9 +1,11 @@
 """Random distortions: the same thing, drawn or photographed once more.
 
-    distort   images, strength  ->  each image turned, stretched, slanted, moved and bent a little
+    distort    images, strength  ->  each image turned, stretched, slanted, moved and bent a little
+    mirror     images            ->  half of them, drawn at random, mirrored
+    recolour   images, strength  ->  each image lighter or darker, of more or less contrast and colour
 
 One number says how much, so that it can be tuned. A single shot of a class then stands for the
-many ways in which it may be drawn. A pure function: the same generator state gives the same bits.
+many ways in which it may be drawn. Pure functions: the same generator state gives the same bits.
 """
 
 import math
@@ -20,6 +22,10 @@ MOVE = 0.12
 """Of half a side."""
 BEND = 0.05
 """Standard deviation of the bending at each of 4 x 4 places, of half a side."""
+CONTRAST, COLOUR = 0.3, 0.5
+"""As the logarithm of a factor."""
+LIGHT = 0.4
+"""In units of the scaled pixels, whose deviation is about 1."""
 
 
 def distort(images: Tensor, *, strength: float, generator: torch.Generator) -> Tensor:
@@ -54,3 +60,36 @@ def distort(images: Tensor, *, strength: float, generator: torch.Generator) -> T
     distorted = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return distorted.contiguous(memory_format=layout)
+
+
+def mirror(images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Mirror each image, left to right, with probability one half.
+
+    Args:
+        images: float32 ``(batch, channels, height, width)``.
+    """
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def recolour(images: Tensor, *, strength: float, generator: torch.Generator) -> Tensor:
+    """Give every image a light, a contrast and, if it has colours, a saturation of its own.
+
+    Args:
+        images: float32 ``(batch, channels, height, width)``, scaled as the network takes them.
+        strength: 1: contrast by factors up to ``exp(CONTRAST)`` and so on; 0: nothing.
+
+    Returns:
+        float32, of the shape, device and memory layout of ``images``.
+    """
+    if strength == 0.0:
+        return images
+
+    def uniform(limit: float) -> Tensor:
+        drawn = (2.0 * torch.rand(len(images), generator=generator) - 1.0) * limit * strength
+        return drawn.to(images.device)[:, None, None, None]
+
+    contrast, colour, light = uniform(CONTRAST).exp(), uniform(COLOUR).exp(), uniform(LIGHT)
+    grey = images.mean(dim=1, keepdim=True)
+    middle = grey.mean(dim=(2, 3), keepdim=True)
+    return (grey + colour * (images - grey) - middle) * contrast + middle + light

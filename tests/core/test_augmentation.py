@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metanas import augmentation
-from metanas.augmentation import distort
+from metanas.augmentation import distort, mirror, recolour
 from metanas.errors import InvalidConfigError
 from metanas.schedule import Schedule
 
@@ -90,3 +90,43 @@ def test_layout_is_kept() -> None:
 def test_a_schedule_refuses_a_senseless_strength(strength: float) -> None:
     with pytest.raises(InvalidConfigError, match=r"augmentation must be 0\.\.10, got"):
         Schedule(augmentation=strength)
+
+
+def test_half_of_the_images_are_mirrored_whole_and_the_others_left() -> None:
+    images = torch.rand(400, 3, 4, 6)
+    mirrored = mirror(images, generator=generator())
+    turned = (mirrored == images.flip(3)).flatten(1).all(1)
+    assert (turned | (mirrored == images).flatten(1).all(1)).all()
+    assert 160 < int(turned.sum()) < 240
+    assert torch.equal(mirrored, mirror(images, generator=generator()))
+    assert not torch.equal(mirrored, mirror(images, generator=generator(1)))
+
+
+def test_recolouring_by_hand_keeps_within_its_limits_and_differs_by_image() -> None:
+    flat = torch.zeros(300, 3, 2, 2)
+    light = recolour(flat, strength=2.0, generator=generator())[:, 0, 0, 0]
+    assert 0.7 < light.abs().max() / (2 * augmentation.LIGHT) <= 1.0
+    assert len(light.unique()) == 300
+
+    grey = torch.tensor([-1.0, 1.0]).repeat(300, 3, 2, 1)  # no colours, mean 0: contrast and light alone
+    changed = recolour(grey, strength=1.0, generator=generator())
+    spread = (changed[:, 0, 0, 1] - changed[:, 0, 0, 0]) / 2
+    assert torch.allclose(changed[:, 0], changed[:, 2])
+    assert (
+        math.exp(-augmentation.CONTRAST) <= spread.min() < 0.85 < 1.15 < spread.max() <= math.exp(augmentation.CONTRAST)
+    )
+
+    red = torch.tensor([2.0, -1.0, -1.0])[None, :, None, None].repeat(300, 1, 2, 2)  # grey 0 everywhere: colour, light
+    changed = recolour(red, strength=1.0, generator=generator())
+    assert torch.allclose(changed[:, 1], changed[:, 2])
+    tint = (changed[:, 0] - changed[:, 1])[:, 0, 0] / 3
+    limit = augmentation.COLOUR + augmentation.CONTRAST
+    assert math.exp(-limit) <= tint.min() < 0.8 < 1.2 < tint.max() <= math.exp(limit)
+
+
+def test_recolouring_of_strength_zero_gives_the_very_images_and_layout_is_kept() -> None:
+    images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert recolour(images, strength=0.0, generator=generator()) is images
+    for changed in (recolour(images, strength=1.0, generator=generator()), mirror(images, generator=generator())):
+        assert changed.is_contiguous(memory_format=torch.channels_last)
+        assert changed.dtype is torch.float32

@@ -30,7 +30,7 @@ from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
 from metanas_training.arguments import check_resume, default_output, parse, read_arguments
 from metanas_training.config import TrainingConfig
-from metanas_training.datasets import ImageClasses, data_root, default_preprocessing, load_classes
+from metanas_training.datasets import ROTATIONS, ImageClasses, data_root, default_preprocessing, load_classes
 from metanas_training.evaluate import evaluate, known_similarity
 from metanas_training.group import Group, join_group
 from metanas_training.loop import StepOutcome, Trainer
@@ -109,7 +109,12 @@ def _train(
     for split in ("train", "val", "test"):
         splits[split] = load_classes(config.data, split, preprocessing=preprocessing, root=root or data_root())
         if split == "train":
-            splits[split] = replace(splits[split], mirrored=config.mirrored_classes)
+            given = splits[split]
+            splits[split] = replace(
+                given,
+                mirrored=config.mirrored_classes,
+                rotations=ROTATIONS if config.rotated_classes else given.rotations,
+            )
         logger.info("%s: %d classes", splits[split].name, len(splits[split]))
     if state is None:
         state = new_state(

@@ -158,8 +158,14 @@ class TrainingConfig:
     """Images of a batch of pairs that batch norm sees at once; 0: all. A support set is about this small."""
     augmentation: float = 0.0
     """How much the images of pairs are distorted (``metanas.augmentation``); of tasks: ``task.augmentation``."""
+    recolouring: float = 0.0
+    """How much light, contrast and colours of these images are changed (``metanas.augmentation``)."""
+    mirroring: bool = False
+    """Whether half of these images are mirrored, which makes another class of no photograph."""
     mirrored_classes: bool = False
-    """Whether mirror images of the training classes are more training classes."""
+    """Whether mirror images of the training classes are more training classes, as of letters."""
+    rotated_classes: bool = False
+    """Whether the training classes turned by 90, 180 and 270 degrees are more training classes."""
     prototype_batches: int = 1
     """Batches of a step of the prototype or supervised loss; processes share them."""
     prototype_learning_rate: float = 1e-3
@@ -223,8 +229,9 @@ class TrainingConfig:
                 raise InvalidConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if self.normalised_together < 0 or self.normalised_together == 1:
             raise InvalidConfigError(f"normalised_together must be 0 or at least 2, got {self.normalised_together}")
-        if not 0 <= self.augmentation <= 10:
-            raise InvalidConfigError(f"augmentation must be 0..10, got {self.augmentation}")
+        for name in ("augmentation", "recolouring"):
+            if not 0 <= getattr(self, name) <= 10:
+                raise InvalidConfigError(f"{name} must be 0..10, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise InvalidConfigError(f"seed must be 0..2^63 - 1, got {self.seed}")
         if not 0 <= self.search_skip_below < self.task.threshold:

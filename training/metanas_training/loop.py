@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metanas.augmentation import distort
+from metanas.augmentation import distort, mirror, recolour
 from metanas.errors import InvalidConfigError
 from metanas.network import Network
 from metanas.preprocessing import Preprocessing, scale
@@ -228,7 +228,11 @@ class Trainer:
             temperature=self._temperature(phase, step),
             generator=generator,
         )
-        prepared = distort(scale(images, self.preprocessing), strength=config.augmentation, generator=generator)
+        prepared = scale(images, self.preprocessing)
+        if config.mirroring:
+            prepared = mirror(prepared, generator=generator)
+        prepared = recolour(prepared, strength=config.recolouring, generator=generator)
+        prepared = distort(prepared, strength=config.augmentation, generator=generator)
         features = torch.cat(
             [
                 state.network(

@@ -19,7 +19,7 @@ import torch
 from metanas.preprocessing import Preprocessing, picture_from_array, prepare
 from metanas_training.datasets import cifar, miniimagenet, omniglot
 from metanas_training.datasets.folder import load_folder
-from metanas_training.datasets.image_classes import ImageClasses
+from metanas_training.datasets.image_classes import ROTATIONS, ImageClasses
 from metanas_training.errors import DatasetError
 
 GLYPH_DRAWINGS = 20
@@ -29,7 +29,7 @@ FOLDER_IMAGE_SIZE = 84
 
 TORCHMETA = "torchmeta:"
 
-__all__ = ["ImageClasses", "data_root", "default_preprocessing", "load_classes"]
+__all__ = ["ROTATIONS", "ImageClasses", "data_root", "default_preprocessing", "load_classes"]
 
 
 def data_root() -> Path:

@@ -12,6 +12,9 @@ from torch import Tensor
 from metanas.preprocessing import Preprocessing
 from metanas_training.errors import DatasetError
 
+ROTATIONS = 4
+"""By quarters of a turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageClasses:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from metanas.preprocessing import Preprocessing, prepare
-from metanas_training.datasets.image_classes import ImageClasses
+from metanas_training.datasets.image_classes import ROTATIONS, ImageClasses
 from metanas_training.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 PREPROCESSING = Preprocessing(channels=1, height=28, width=28, invert=True)
 """Dark ink on white paper becomes bright on black."""
 
-ROTATIONS = 4
 VALIDATION_ALPHABETS = 5
 """Of the official split: the last so many background alphabets are for validation."""
 
