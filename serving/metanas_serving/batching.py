@@ -3,19 +3,22 @@
     Batcher.run   a network and a call's inputs  ->  Computed: its logits, and how it went
 
 A call that finds a processor free computes at once, and the first in line computes for all that wait for the
-same network, up to the images that are run together. Only where half of the processors compute, for its
-network too, does it wait for so many: the others meanwhile read requests and write answers, which takes as long as to
-compute a small image. So what a call waits is bounded by the computations before it, and a large call, which
-comes back to the line after every few of its images, does not hold up small ones.
+same network, up to the images that are run together. There is one exception. Where half of the processors compute,
+for its network too, and an image of it takes less time than reading a request and writing an answer, a call waits for
+so many: the other processors meanwhile read and write. So what a call waits is bounded by the computations before it,
+and a large call, which comes back to the line after every few of its images, does not hold up small ones.
 
 An image scores the same in any company, to the bit (``network``), so no answer depends on who else asked.
 Knows networks, and nothing of tasks or calls.
 """
 
+import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -35,6 +38,10 @@ class Computed:
     """The most images that were run together with some of the call's, its own included."""
     led: tuple[int, ...]
     """Images of each batch that this call computed; another call computed the batches that are missing."""
+
+
+# Of an image; what a call takes beside it, on the same processor.
+_QUICK_SECONDS = 0.001
 
 
 class _Part:
@@ -69,6 +76,7 @@ class Batcher:
         self._at_once, self._eager = at_once, max(1, at_once // 2)
         self._busy = 0
         self._running: list[Network] = []
+        self._least_seconds: WeakKeyDictionary[Network, float] = WeakKeyDictionary()
         self._line: deque[_Part] = deque()
 
     @property
@@ -76,20 +84,22 @@ class Batcher:
         """Parts of calls that are in line."""
         return len(self._line)
 
-    def run(self, network: Network, inputs: Floats) -> Computed:
+    def run(self, network: Network, inputs: Floats, *, check: Callable[[], None] = lambda: None) -> Computed:
         """Score the images of one call.
 
         Args:
             inputs: ``(images, channels, height, width)``, at least one.
+            check: called each time before the call goes into the line; raises if its answer is not wanted any more.
 
         Raises:
-            Exception: what the network raised, for each call of the batch.
+            Exception: what the network raised, for each call of the batch; what ``check`` raised.
         """
         size = self._size(network)
         logits: list[Floats] = []
         led: list[int] = []
         waited, largest = 0.0, 0
         for first in range(0, len(inputs), size):
+            check()
             part = _Part(network, inputs[first : first + size])
             waited += self._pass(part)
             if part.mates is not None:
@@ -118,7 +128,11 @@ class Batcher:
         assert mates is not None
         try:
             inputs = part.inputs if len(mates) == 1 else np.concatenate([mate.inputs for mate in mates])
+            begin = time.perf_counter()
             logits = part.network.run(inputs)
+            seconds = (time.perf_counter() - begin) / len(inputs)
+            if seconds < self._least_seconds.get(part.network, math.inf):  # the least: all else is what disturbs it
+                self._least_seconds[part.network] = seconds
         except Exception as error:
             for mate in mates:
                 mate.error = error
@@ -138,26 +152,36 @@ class Batcher:
                     mate.woken.release()
 
     def _start(self) -> None:
-        """Let the first of the line compute, and the next, as far as there are processors for them."""
-        while self._line:
-            leader = self._line[0]
-            if self._busy and self._busy + self._needs(leader) > self._at_once:
-                return
-            size = self._size(leader.network)
-            room, mates, left = size, list[_Part](), deque[_Part]()
-            for part in self._line:
-                if part.network is leader.network and len(part.inputs) <= room:
-                    mates.append(part)
-                    room -= len(part.inputs)
-                else:
-                    left.append(part)
-            if self._busy >= self._eager and room and leader.network in self._running:
-                return
-            self._line = left
+        """Let those of the line compute for whom there are processors."""
+        while mates := self._next():
+            leader = mates[0]
+            self._line = deque(part for part in self._line if part not in mates)
             self._busy += self._needs(leader)
             self._running.append(leader.network)
             leader.mates = mates
             leader.woken.release()
+
+    def _next(self) -> list[_Part]:
+        """Who is to compute next, and for whom; none if all have to wait."""
+        waiting: list[Network] = []
+        for leader in self._line:
+            if leader.network in waiting:
+                continue
+            if self._busy and self._busy + self._needs(leader) > self._at_once:
+                return []  # no one passes it, or it might wait for ever
+            mates, room = list[_Part](), self._size(leader.network)
+            for part in self._line:
+                if part.network is leader.network and len(part.inputs) <= room:
+                    mates.append(part)
+                    room -= len(part.inputs)
+            if not (room and self._busy >= self._eager and self._is_quick(leader.network)):
+                return mates
+            waiting.append(leader.network)
+        return []
+
+    def _is_quick(self, network: Network) -> bool:
+        """Whether a network that computes now takes so little time an image that it is better to wait for company."""
+        return network in self._running and self._least_seconds.get(network, math.inf) < _QUICK_SECONDS
 
     def _needs(self, part: _Part) -> int:
         return min(part.network.threads, self._at_once)

@@ -45,6 +45,6 @@ def wanted(gate: Gate, context: grpc.ServicerContext) -> Check:
     def check() -> None:
         gate.check_inside()
         if not context.is_active():
-            raise CallerGoneError("the caller has gone; its images are left undecoded")
+            raise CallerGoneError("the caller has gone; what is left of its images is not looked at")
 
     return check

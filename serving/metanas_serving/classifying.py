@@ -6,6 +6,8 @@ An answerer that is loaded answers at once; another is loaded from the task's fi
 store and the engine; nothing of a contract, so that every protocol of the server answers alike.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,11 +26,12 @@ class Classifier:
         self._engine = engine
         self._metrics = metrics
 
-    def answer(self, task_id: str, images: NDArray[np.uint8]) -> Answers:
+    def answer(self, task_id: str, images: NDArray[np.uint8], *, check: Callable[[], None]) -> Answers:
         """Classify prepared images with a task.
 
         Args:
             images: uint8 ``(images, channels, height, width)``, prepared as the task declares.
+            check: called between computations; raises if the answer is not wanted any more.
 
         Raises:
             TaskNotFoundError: there is no task of that id.
@@ -37,7 +40,7 @@ class Classifier:
         """
         answerer = self._engine.get(task_id)
         self._metrics.asked(was_loaded=answerer is not None)
-        answers = (answerer or self._load(task_id)).answer(images)
+        answers = (answerer or self._load(task_id)).answer(images, check=check)
         for batch_images in answers.computed.led:
             self._metrics.classified(batch_images)
         return answers

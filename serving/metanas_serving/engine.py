@@ -10,6 +10,7 @@ All of them compute behind one ``batching`` line. Knows ``network``; nothing of 
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -80,14 +81,15 @@ class Answerer:
         """What it takes that goes when it goes."""
         return self._network.memory_bytes
 
-    def answer(self, images: NDArray[np.uint8]) -> Answers:
+    def answer(self, images: NDArray[np.uint8], *, check: Callable[[], None] = lambda: None) -> Answers:
         """Classify prepared pixels.
 
         Args:
             images: uint8 ``(batch, channels, height, width)``.
+            check: called between computations; raises if the answer is not wanted any more.
         """
         trust = self._trust
-        computed = self._batcher.run(self._network, network_input(images, self._preprocessing))
+        computed = self._batcher.run(self._network, network_input(images, self._preprocessing), check=check)
         logits = computed.logits.astype(np.float64)
         largest = logits.max(axis=1)
         exponents = np.exp((logits - largest[:, None]) / trust.temperature)

@@ -30,6 +30,7 @@ from metanas_serving.errors import NotServingError, QueueFullError, StartupError
 from metanas_serving.gate import CUT_OFF, DRAINING
 from metanas_serving.job import Job, State
 from metanas_serving.meta_file import read_meta
+from metanas_serving.status import is_ours
 from metanas_serving.work import Done, Order, Start
 from metanas_serving.worker import Worker
 
@@ -258,7 +259,8 @@ class Adaptations:
                     self._changed.notify_all()
                 job.finish(answer)
                 if job.view.state is State.FAILED:  # perhaps no one waits for it
-                    _log.error("adapt: job %s failed: %s", job.job_id, answer, extra={"tenant": job.order.tenant})
+                    level = logging.ERROR if isinstance(answer, Exception) and is_ours(answer) else logging.INFO
+                    _log.log(level, "adapt: job %s failed: %s", job.job_id, answer, extra={"tenant": job.order.tenant})
                 self._revive(worker)
         finally:
             worker.close()

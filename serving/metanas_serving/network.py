@@ -37,13 +37,15 @@ _log = logging.getLogger(__name__)
 
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """That this process may use."""
+LARGE_THREADS = min(PROCESSORS, 4)
+"""For an image that is too large to be run together with others: beyond four they mostly wait."""
 
 _CPU = "CPUExecutionProvider"
 
 # Values of the images that are run together. Larger batches leave the caches, and gain nothing an image.
 _RUN_VALUES = 8 * 28 * 28
-# Threads for an image that is too large to be run together with others: beyond these they mostly wait.
-_LARGE_THREADS = 4
+# Sessions that have threads of their own, which sleep while it does not compute; further ones compute in one thread.
+_MOST_THREADED = 32
 # On another device the more, the better; it bounds the memory of one call.
 _DEVICE_BATCH = 16
 # Bindings of a network that are kept between calls; more are made while more threads run it at once.
@@ -111,6 +113,11 @@ class Networks:
         """How many sessions the networks share that are loaded now."""
         return len(self._shared)
 
+    @property
+    def threaded_sessions(self) -> int:
+        """How many of them have several threads."""
+        return sum(shared.threads > 1 for shared in list(self._shared.values()))
+
     def load(self, onnx_file: bytes) -> Network:
         """Make a network of the content of an ONNX file."""
         if self._providers != [_CPU]:
@@ -126,7 +133,8 @@ class Networks:
         with self._lock:
             shared = self._shared.get(key)
             if shared is None:
-                shared = self._shared[key] = _Shared(graph, _image_size(model))
+                threads = 1 if self.threaded_sessions >= _MOST_THREADED else LARGE_THREADS
+                shared = self._shared[key] = _Shared(graph, _image_size(model), large_threads=threads)
         network = _Bound(shared, weights, parts.head)
         shared.try_batches(network)
         return network
@@ -164,9 +172,9 @@ class _Whole(Network):
 class _Shared:
     """A session whose weights are inputs, and how many images it is given at a time."""
 
-    def __init__(self, graph: bytes, image_size: tuple[int, ...]) -> None:
+    def __init__(self, graph: bytes, image_size: tuple[int, ...], *, large_threads: int) -> None:
         self.batch = max(1, _RUN_VALUES // int(np.prod(image_size[1:])))
-        self.threads = min(PROCESSORS, _LARGE_THREADS) if self.batch == 1 else 1
+        self.threads = large_threads if self.batch == 1 else 1
         options = _options(threads=self.threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(graph, options, providers=[_CPU])

@@ -115,17 +115,17 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     ) -> oip.ModelInferResponse:
         """Answer with a task."""
         with answering(self._gate, context):
-            begin = time.perf_counter()
+            begin, check = time.perf_counter(), wanted(self._gate, context)
             facts = self._facts(request.model_name, request.model_version)
             outputs = open_inference_codec.read_outputs(request)
             images = codec.read_images(
                 open_inference_codec.read_images(request, facts, max_images=self._max_images),
                 facts.preprocessing,
                 max_images=self._max_images,
-                check=wanted(self._gate, context),
+                check=check,
             )
             decoded = time.perf_counter()
-            probabilities = self._classifier.answer(facts.task_id, images).probabilities
+            probabilities = self._classifier.answer(facts.task_id, images, check=check).probabilities
             self._traces.stages(begin, decode=decoded, compute=time.perf_counter())
             return open_inference_codec.answer(request, probabilities, class_names=facts.class_names, wanted=outputs)
 

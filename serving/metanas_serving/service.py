@@ -264,7 +264,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
             request.images, facts.preprocessing, max_images=self._max_classify_images, check=check
         )
         decoded = time.perf_counter()
-        answers = self._classifier.answer(facts.task_id, images)
+        answers = self._classifier.answer(facts.task_id, images, check=check)
         computed, waited = time.perf_counter(), answers.computed.waited_seconds
         self._traces.stages(begin - queued_seconds, queue=begin, decode=decoded, compute=computed)
         return pb.ClassifyResponse(

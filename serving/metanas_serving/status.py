@@ -68,10 +68,15 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     )
 
 
+def is_ours(error: Exception) -> bool:
+    """Whether an error is a fault of the server, and belongs into its log, and not one of the request."""
+    return status_of(error)[0] in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
+
+
 def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """End the call with the status of ``error``."""
     code, text = status_of(error)
-    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
+    if is_ours(error):
         # What is ours says itself what happened; of the rest the traceback is needed.
         _log.error("%s: %s", code.name, text, exc_info=None if isinstance(error, errors.ServingError) else error)
     if isinstance(error, errors.ServingError) and error.retry_after_seconds is not None:

@@ -15,6 +15,7 @@ from metanas_client import (
     InvalidRequestError,
     KeyTakenError,
     MetaNASClientError,
+    PreconditionError,
     RequestCancelledError,
     ResourceExhaustedError,
     ServerError,
@@ -42,7 +43,7 @@ CASES = [
     (grpc.StatusCode.INTERNAL, ServerError, "the server's words; the server's log"),
     (grpc.StatusCode.UNKNOWN, ServerError, "the server's words; the server's log"),
     (grpc.StatusCode.UNIMPLEMENTED, ServerError, "the server's words; check that it is a MetaNAS Edge server"),
-    (grpc.StatusCode.FAILED_PRECONDITION, ServerError, "the server's words"),
+    (grpc.StatusCode.FAILED_PRECONDITION, PreconditionError, "the server's words"),
 ]
 
 

@@ -90,27 +90,75 @@ def test_a_call_that_finds_a_processor_free_computes_at_once_and_alone():
     assert computed.waited_seconds < 1
 
 
-def test_calls_wait_for_a_full_batch_only_while_half_of_the_processors_compute_for_their_network():
-    callers = Callers(Batcher(max_batch=3, at_once=2))
+def test_a_quick_network_waits_for_a_full_batch_while_half_of_the_processors_compute_for_it():
+    batcher = Batcher(max_batch=3, at_once=2)
+    callers = Callers(batcher)
     one, other = Held(), Held()
+    for network in (one, other):  # so that it is known to be quick
+        network.may_go.release()
+        batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
+        network.runs.clear()
     callers.call("first", one, [1])
     callers.call("a", one, [2])
+    callers.call("another", other, [5])  # passes it
+    _until(lambda: other.runs == [1])
+    assert one.runs == [1]
+    other.may_go.release()
+    _until(lambda: "another" in callers.answers)
     callers.call("b", one, [3])
     assert one.runs == [1]
     callers.call("c", one, [4])  # with it the batch is full
     _until(lambda: one.runs == [1, 3])
-    for network in (one, one, one):
-        network.may_go.release()
+    one.may_go.release(2)
     callers.wait()
+    assert [callers.answers[name].logits.item() for name in ("first", "a", "b", "c")] == [2, 4, 6, 8]
 
+
+def test_those_who_wait_for_company_go_on_alone_when_the_others_are_done():
+    batcher = Batcher(max_batch=3, at_once=2)
+    callers = Callers(batcher)
+    one = Held()
+    one.may_go.release()
+    batcher.run(one, np.ones((1, 1, 1, 1), dtype=np.float32))
     callers.call("first", one, [1])
-    callers.call("another", other, [2])
-    _until(lambda: other.runs == [1])
-    callers.call("late", other, [3])
-    other.may_go.release(2)
-    _until(lambda: other.runs == [1, 1])
+    callers.call("a", one, [2])
+    assert one.runs == [1, 1]
+    one.may_go.release()
+    _until(lambda: one.runs == [1, 1, 1])
     one.may_go.release()
     callers.wait()
+
+
+def test_a_network_that_takes_its_time_does_not_wait_for_company():
+    batcher = Batcher(max_batch=3, at_once=2)
+    callers = Callers(batcher)
+    slow = Held()
+    callers.call("before", slow, [0])
+    time.sleep(0.05)
+    slow.may_go.release()
+    callers.wait()
+    callers.call("first", slow, [1])
+    callers.call("a", slow, [2])
+    _until(lambda: slow.runs == [1, 1, 1])
+    slow.may_go.release(2)
+    callers.wait()
+
+
+def test_a_call_that_is_not_wanted_any_more_leaves_between_two_of_its_batches():
+    network = Held()
+    network.may_go.release(9)
+    asked = []
+
+    def check():
+        asked.append(True)
+        if len(asked) == 3:
+            raise TimeoutError("gone")
+
+    batcher = Batcher(max_batch=4, at_once=1)
+    with pytest.raises(TimeoutError, match="gone"):
+        batcher.run(network, np.zeros((40, 1, 1, 1), dtype=np.float32), check=check)
+    assert network.runs == [4, 4]
+    assert batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32)).logits.tolist() == [[2.0]]
 
 
 def test_a_network_of_several_threads_waits_for_as_many_processors_and_no_one_passes_it():

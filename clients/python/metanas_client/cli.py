@@ -37,6 +37,7 @@ from metanas_client.errors import (
     KeyTakenError,
     MetaNASClientError,
     ModelFileError,
+    PreconditionError,
     ServerUnavailableError,
     TaskNotFoundError,
     UnsupportedImageError,
@@ -59,6 +60,7 @@ _CALLERS_FAULTS = (
     TaskNotFoundError,
     JobNotFoundError,
     KeyTakenError,
+    PreconditionError,
     ModelFileError,
 )
 

@@ -7,6 +7,7 @@
     ├── JobNotFoundError          NOT_FOUND            no job of that id, or it is forgotten
     ├── AuthenticationError       UNAUTHENTICATED      no token, or none that the server knows
     ├── KeyTakenError             ALREADY_EXISTS       an idempotency key of another request
+    ├── PreconditionError         FAILED_PRECONDITION  a task that something else has to happen to first
     ├── ResourceExhaustedError    RESOURCE_EXHAUSTED   a message over the limit, or too many adaptations waiting
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    no answer within timeout_seconds
     ├── RequestCancelledError     CANCELLED            the call was cancelled, here or by the server
@@ -73,6 +74,10 @@ class JobNotFoundError(MetaNASClientError, LookupError):
 
 class AuthenticationError(MetaNASClientError, PermissionError):
     """The server wants a token that it knows, and was shown none."""
+
+
+class PreconditionError(MetaNASClientError, ValueError):
+    """The request does not fit the state that the task is in: an alias points at it, or its kind cannot do that."""
 
 
 class KeyTakenError(MetaNASClientError, ValueError):
