@@ -97,22 +97,16 @@ def test_an_image_scores_the_same_to_the_bit_alone_in_any_batch_and_in_any_order
     assert network.run(images[order]).tobytes() == alone[order].tobytes()
 
 
-def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_without(build_meta, monkeypatch):
-    space = SearchSpace(channels=4, image_size=64, cells=2, reduction_cells=(1,))
-    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    support = SupportSet(images, torch.arange(2), ("a", "b"))
-    genotype = named_genotype("metanas_omniglot")
-    meta = build_meta(space, Schedule(architecture_steps=1, weight_steps=1), genotype=genotype)
-    file = onnx_bytes(adapt(meta, support))
-    inputs = np.random.default_rng(0).random((3, 1, 64, 64), dtype=np.float32)
+def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_without(learn, monkeypatch):
+    monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)  # so an image of 28 x 28 pixels is a large one
     monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
-    networks = Networks(CPU)
+    file, networks = learn("every operation, halved at both ends"), Networks(CPU)
     several = networks.load(file)
     assert (several.threads, several.batch, networks.threaded_sessions) == (3, 1, 1)
     monkeypatch.setattr(network_module, "_MOST_THREADED", 0)
     one = Networks(CPU).load(file)
     assert one.threads == 1
-    assert several.run(inputs).tobytes() == one.run(inputs).tobytes()
+    assert several.run(noise(5)).tobytes() == one.run(noise(5)).tobytes()
 
 
 def test_tasks_of_one_architecture_have_one_session_which_goes_with_the_last_of_them(learn):
