@@ -155,7 +155,11 @@ class Batcher:
         """Let those of the line compute for whom there are processors."""
         while mates := self._next():
             leader = mates[0]
-            self._line = deque(part for part in self._line if part not in mates)
+            if len(mates) == len(self._line):
+                self._line.clear()
+            else:
+                for part in mates:
+                    self._line.remove(part)
             self._busy += self._needs(leader)
             self._running.append(leader.network)
             leader.mates = mates
@@ -174,6 +178,8 @@ class Batcher:
                 if part.network is leader.network and len(part.inputs) <= room:
                     mates.append(part)
                     room -= len(part.inputs)
+                    if not room:
+                        break
             if not (room and self._busy >= self._eager and self._is_quick(leader.network)):
                 return mates
             waiting.append(leader.network)
