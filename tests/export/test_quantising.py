@@ -38,8 +38,14 @@ def test_int8_answers_as_torch_does_on_the_support_images(adapted_task) -> None:
     images = scale(adapted_task.support.images, adapted_task.preprocessing).numpy()
     reference = adapted_task.logits(adapted_task.support.images).numpy()
     found = session(build_onnx(adapted_task, precision="int8").SerializeToString())(images)
-    assert (found.argmax(axis=1) == reference.argmax(axis=1)).all()
-    assert 0 < np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
+    difference = np.abs(found - reference).max()
+    assert 0 < difference < 0.1 * np.abs(reference).max()
+    # The weights are hardly trained: where two classes are all but equal, rounding chooses, and processors differ.
+    runner_up, best = np.sort(reference, axis=1)[:, -2:].T
+    certain = best - runner_up > 2 * difference
+    assert certain.mean() > 0.5
+    assert (found.argmax(axis=1) == reference.argmax(axis=1))[certain].all()
+    assert (found.argmax(axis=1) == reference.argmax(axis=1)).mean() > 0.8
 
 
 def test_weights_are_whole_numbers_by_hand() -> None:

@@ -21,7 +21,7 @@ def slow_server(slow_meta, make_server):
     return make_server(ServerConfig(meta_path=slow_meta, port=0, max_queue=2, request_threads=7, adapt_workers=1))
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
