@@ -1,6 +1,6 @@
 """The task learner: from the meta-model and a handful of pictures to a small network.
 
-    adapt   meta-model, support set  ->  task model; tells of itself in ``progress``, takes the steps of ``steps``
+    adapt   meta-model, support set  ->  task model; it tells ``progress``, shows ``snapshots``, takes ``steps``
 
 Adaptation has three parts. 1. Weights and architecture learn together while the temperature
 falls (equations 3, 5, 7). 2. What weighs less than the threshold is removed: a new, small
@@ -31,10 +31,11 @@ from metanas.model import AdaptationReport, BudgetReport, MetaModel, TaskModel, 
 from metanas.network import Network, count_parameters
 from metanas.optimizer import Parameters, build_optimizer, collect_moments, set_rates
 from metanas.preprocessing import scale
-from metanas.progress import AdaptationTrace, Snapshot, StepReport
+from metanas.progress import StepReport
 from metanas.pruning import prune
 from metanas.relaxation import Architecture, Mixture, relax
 from metanas.schedule import Schedule
+from metanas.snapshots import AdaptationTrace, Snapshot
 from metanas.space import Genotype, SearchSpace
 from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas.task_network import TaskNetwork, extract

@@ -25,6 +25,9 @@ import numpy as np
 from metanas_serving.network import PROCESSORS, Network
 from metanas_serving.widening import Floats
 
+# Of an image; what a call takes beside it, on the same processor.
+_QUICK_SECONDS = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class Computed:
@@ -38,10 +41,6 @@ class Computed:
     """The most images that were run together with some of the call's, its own included."""
     led: tuple[int, ...]
     """Images of each batch that this call computed; another call computed the batches that are missing."""
-
-
-# Of an image; what a call takes beside it, on the same processor.
-_QUICK_SECONDS = 0.001
 
 
 class _Part:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metanas.preprocessing import Preprocessing
+from metanas.progress import StepReport
 from metanas.space import CellGenotype, Genotype
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.engine import Answers
@@ -24,7 +25,7 @@ from metanas_serving.facts import TaskFacts
 from metanas_serving.images import Pixels, read_image
 from metanas_serving.job import JobView, State
 from metanas_serving.status import status_of
-from metanas_serving.work import Pruned, Step
+from metanas_serving.work import Pruned
 
 
 def read_images(
@@ -140,7 +141,7 @@ _STATES = {
 _PHASES = {"architecture": pb.AdaptProgress.PHASE_ARCHITECTURE, "weights": pb.AdaptProgress.PHASE_WEIGHTS}
 
 
-def _progress(step: Step) -> pb.AdaptProgress:
+def _progress(step: StepReport) -> pb.AdaptProgress:
     return pb.AdaptProgress(
         phase=_PHASES[step.phase],
         step=step.step,

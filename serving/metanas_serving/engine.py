@@ -44,7 +44,8 @@ def network_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> ND
     tables = _scaled(preprocessing)
     inputs = np.empty(images.shape, dtype=np.float32)
     for channel, values in enumerate(tables):
-        np.take(values, images[:, channel], out=inputs[:, channel], mode="clip")  # as all are; others copy first
+        # No index is out of range; the default mode would fill a copy of ``out`` first.
+        np.take(values, images[:, channel], out=inputs[:, channel], mode="clip")
     return inputs
 
 

@@ -19,7 +19,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from metanas.errors import AdaptationCancelledError
-from metanas_serving.work import Done, Order, Progress, Pruned, Step
+from metanas.progress import StepReport
+from metanas_serving.work import Done, Order, Progress, Pruned
 
 if TYPE_CHECKING:  # it needs torch
     from metanas_serving.facts import TaskFacts
@@ -48,7 +49,7 @@ class JobView:
     began_at: float | None = None
     pruned_at: float | None = None
     ended_at: float | None = None
-    step: Step | None = None
+    step: StepReport | None = None
     """The last."""
     pruned: Pruned | None = None
     facts: "TaskFacts | None" = None
@@ -151,7 +152,7 @@ class Job:
 
     def advance(self, progress: Progress) -> None:
         """It has got further."""
-        if isinstance(progress, Step):
+        if isinstance(progress, StepReport):
             self._become(step=progress)
         else:
             self._become(pruned=progress, pruned_at=time.monotonic())

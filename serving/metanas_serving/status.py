@@ -50,6 +50,8 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (core.ArtifactError, grpc.StatusCode.DATA_LOSS),
 )
 
+_OURS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
+
 # gRPC drops trailers past 8 KiB, and the status text with them.
 _MAX_TEXT_CHARACTERS = 2000
 
@@ -70,13 +72,13 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
 
 def is_ours(error: Exception) -> bool:
     """Whether an error is a fault of the server, and belongs into its log, and not one of the request."""
-    return status_of(error)[0] in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
+    return status_of(error)[0] in _OURS
 
 
 def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """End the call with the status of ``error``."""
     code, text = status_of(error)
-    if is_ours(error):
+    if code in _OURS:
         # What is ours says itself what happened; of the rest the traceback is needed.
         _log.error("%s: %s", code.name, text, exc_info=None if isinstance(error, errors.ServingError) else error)
     if isinstance(error, errors.ServingError) and error.retry_after_seconds is not None:

@@ -1,8 +1,8 @@
 """What passes between the server and an adaptation process, over a pipe.
 
     server -> process    Start once, then Order after Order, perhaps with a Stop behind it
-    process -> server    Ready or Failed once, then for each Order Step after Step, among them Pruned,
-                         and last Done or Failed
+    process -> server    Ready or Failed once, then for each Order StepReport after StepReport, among them
+                         Pruned, and last Done or Failed
 
 Plain values and arrays. Both ends are ours and the pipe is private, so pickling them is safe.
 """
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metanas.progress import StepReport
 
 if TYPE_CHECKING:  # they need torch, which the server imports while its first process starts
     from metanas.schedule import Schedule
@@ -75,21 +77,6 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A gradient step is done."""
-
-    phase: str
-    """"architecture" or "weights"."""
-    step: int
-    """Steps done in both phases together, from 1."""
-    steps: int
-    loss: float
-    temperature: float
-    accuracy: float
-    """Of the step's images, before it."""
-
-
-@dataclass(frozen=True, slots=True)
 class Pruned:
     """The architecture is chosen."""
 
@@ -123,6 +110,6 @@ class Failed:
     """Of the core's tree or of ours."""
 
 
-Progress: TypeAlias = Step | Pruned
+Progress: TypeAlias = StepReport | Pruned
 Message: TypeAlias = Start | Order | Stop | Ready | Progress | Done | Failed
 Pipe: TypeAlias = "Connection[Message, Message]"  # quoted: the class takes no parameters at run time

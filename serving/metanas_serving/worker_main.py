@@ -28,13 +28,13 @@ from metanas.errors import MetaNASError
 from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.network import count_parameters
-from metanas.progress import AdaptationTrace, StepReport
+from metanas.snapshots import AdaptationTrace
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving.errors import WorkerError
 from metanas_serving.facts import ServerFacts
 from metanas_serving.memory import bound_memory, is_out_of_memory
-from metanas_serving.work import Done, Failed, Order, Pipe, Pruned, Ready, Start, Step
+from metanas_serving.work import Done, Failed, Order, Pipe, Pruned, Ready, Start
 
 _log = logging.getLogger(__name__)
 
@@ -105,9 +105,6 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
     native.set_threads(order.threads)
     begin = time.perf_counter()
 
-    def tell_step(report: StepReport) -> None:
-        pipe.send(Step(report.phase, report.step, report.steps, report.loss, report.temperature, report.accuracy))
-
     def tell_pruned(trace: AdaptationTrace) -> None:
         pipe.send(Pruned(trace.pruned.genotype, count_parameters(trace.pruned)))
 
@@ -116,7 +113,7 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
         support,
         schedule=order.schedule,
         seed=order.seed,
-        on_step=tell_step,
+        on_step=pipe.send,
         # The server sends one order at a time, so what comes meanwhile is a Stop, or the pipe's end.
         should_stop=lambda: pipe.poll() and bool(pipe.recv()),
         on_trace=tell_pruned,

@@ -16,9 +16,10 @@ from metanas.model import MetaModel, TaskModel
 from metanas.network import Network
 from metanas.optimizer import Parameters
 from metanas.preprocessing import scale
-from metanas.progress import AdaptationTrace, StepReport
+from metanas.progress import StepReport
 from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
+from metanas.snapshots import AdaptationTrace
 from metanas.space import NO_CELLS, SearchSpace
 from metanas.steps import start_head
 from metanas.tasks import SupportSet

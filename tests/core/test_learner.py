@@ -15,9 +15,10 @@ from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.optimizer import Parameters, build_optimizer
 from metanas.preprocessing import scale
-from metanas.progress import AdaptationTrace, StepReport
+from metanas.progress import StepReport
 from metanas.relaxation import RELAXATIONS, STRATEGIES, Relaxation, Strategy, initial_architecture, relax
 from metanas.schedule import Schedule
+from metanas.snapshots import AdaptationTrace
 from metanas.space import Genotype
 from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas.tasks import SupportSet

@@ -9,9 +9,9 @@ import torch
 from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.network import Network
-from metanas.progress import Snapshot
 from metanas.relaxation import STRATEGIES, Strategy, relax
 from metanas.schedule import Schedule
+from metanas.snapshots import Snapshot
 from metanas.tasks import SupportSet
 
 

@@ -15,8 +15,8 @@ from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.optimizer import Parameters, parameter_names
 from metanas.preprocessing import scale
-from metanas.progress import AdaptationTrace
 from metanas.schedule import Schedule
+from metanas.snapshots import AdaptationTrace
 from metanas.steps import operation_weights, start_head, step_temperature
 from metanas.tasks import SupportSet
 

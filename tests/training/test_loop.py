@@ -16,7 +16,8 @@ from metanas_training import loop
 from metanas_training.config import NetworkConfig, Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.errors import CheckpointError, NonFiniteError
-from metanas_training.loop import StepOutcome, Trainer
+from metanas_training.loop import Trainer
+from metanas_training.progress import StepOutcome
 from metanas_training.state import State, load_checkpoint, save_checkpoint
 
 MakeState = Callable[[TrainingConfig], State]

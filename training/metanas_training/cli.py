@@ -33,9 +33,9 @@ from metanas_training.config import TrainingConfig
 from metanas_training.datasets import ROTATIONS, ImageClasses, data_root, default_preprocessing, load_classes
 from metanas_training.evaluate import evaluate, known_similarity
 from metanas_training.group import Group, join_group
-from metanas_training.loop import StepOutcome, Trainer
+from metanas_training.loop import Trainer
 from metanas_training.maml import spread
-from metanas_training.progress import progress_bar
+from metanas_training.progress import StepOutcome, progress_bar
 from metanas_training.report import summary
 from metanas_training.run_folder import RunFolder, claim
 from metanas_training.scores import Evaluation, TaskScore

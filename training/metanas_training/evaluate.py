@@ -24,7 +24,8 @@ from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing, scale
-from metanas.progress import AdaptationTrace, StepReport
+from metanas.progress import StepReport
+from metanas.snapshots import AdaptationTrace
 from metanas.steps import operation_weights
 from metanas.task_network import TaskNetwork
 from metanas.trust import KNOWN_QUANTILE, length_of_rows, similarity

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from metanas_training.group import Group
 from metanas_training.maml import MAML, initial_step_rates
 from metanas_training.meta_learner import ARCHITECTURE, NETWORK, Contribution, MetaLearner, MetaTask
 from metanas_training.planning import plan_for_minutes
+from metanas_training.progress import StepOutcome
 from metanas_training.prototype import add, descend, gradients, prototype_loss, supervised_loss
 from metanas_training.reptile import Reptile
 from metanas_training.scores import estimate
@@ -45,27 +46,6 @@ logger = logging.getLogger(__name__)
 
 WARM_UP, SEARCH, JOINT = 0, 1, 2
 VALIDATION_SEED = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """One step, for whoever shows progress."""
-
-    phase: str
-    step: int
-    """Steps done in all phases."""
-    steps: int
-    """Steps of all phases."""
-    loss: float
-    accuracy: float
-    """On training classes."""
-    tasks: int
-    """Tasks the step learned from, in all processes; a batch of pairs counts as one."""
-    images: int
-    """Images that went forward and backward, in all processes."""
-    seconds: float
-    validation: float | None
-    """Accuracy on validation classes where it was measured after this step."""
 
 
 class Trainer:

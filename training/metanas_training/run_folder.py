@@ -27,7 +27,7 @@ import metanas
 from metanas.artifact import write_atomically, write_json
 from metanas.errors import InvalidConfigError
 from metanas_training.config import TrainingConfig
-from metanas_training.loop import StepOutcome
+from metanas_training.progress import StepOutcome
 
 PACKAGES = ("torch", "numpy", "pillow", "torchmeta", "Hershey-Fonts")
 

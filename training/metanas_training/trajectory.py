@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from metanas.learner import adapt
 from metanas.model import MetaModel
-from metanas.progress import AdaptationTrace, Snapshot
 from metanas.relaxation import Mixture
+from metanas.snapshots import AdaptationTrace, Snapshot
 from metanas_training.episodes import Episode
 from metanas_training.evaluate import inductive_accuracy, scale_episode
 from metanas_training.scores import Estimate, estimate
