@@ -53,10 +53,12 @@ def distort(images: Tensor, *, strength: float, generator: torch.Generator) -> T
     rows = torch.stack(
         [wide * cosine, slant * cosine - high * sine, right, wide * sine, slant * sine + high * cosine, down], dim=1
     )
-    grid = functional.affine_grid(rows.view(count, 2, 3), [count, 1, height, width], align_corners=False)
     bend = BEND * strength * torch.randn((count, 2, 4, 4), generator=generator)
+    # Drawn on the CPU, the same for every device; the work is done where the images are.
+    rows, bend = rows.view(count, 2, 3).to(images.device), bend.to(images.device)
+    grid = functional.affine_grid(rows, [count, 1, height, width], align_corners=False)
     bend = functional.interpolate(bend, size=(height, width), mode="bicubic", align_corners=True)
-    grid = (grid + bend.permute(0, 2, 3, 1)).to(images.device)
+    grid = grid + bend.permute(0, 2, 3, 1)
     distorted = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return distorted.contiguous(memory_format=layout)

@@ -135,10 +135,10 @@ def weigh_inputs(weights: Tensor, *, combinations: tuple[tuple[int, ...], ...]) 
         ``(inputs,)``; non-negative, sums to k.
     """
     inputs = 1 + max(max(combination) for combination in combinations)
-    membership = torch.zeros(len(combinations), inputs, dtype=weights.dtype, device=weights.device)
+    membership = torch.zeros(len(combinations), inputs, dtype=weights.dtype)
     for row, combination in enumerate(combinations):
         membership[row, list(combination)] = 1.0
-    return weights @ membership
+    return weights @ membership.to(weights.device)
 
 
 def relax(

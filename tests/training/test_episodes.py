@@ -1,12 +1,13 @@
 """Tasks drawn from memory: repeatable, disjoint, and with rotations as classes of their own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from metanas_training.datasets import ImageClasses
-from metanas_training.episodes import Episode, generator_for, sample_episode, sample_pairs
+from metanas_training.episodes import Episode, generator_for, sample_episode, sample_images, sample_pairs
 from metanas_training.errors import DatasetError
 
 
@@ -107,3 +108,28 @@ def test_classes_that_no_task_can_be_made_of_are_refused(make_classes: Any) -> N
         DatasetError, match="class 'class 0' of made-up-0 has 1 image; it needs one for the support set"
     ):
         make_classes(images=1)
+
+
+def test_images_of_any_class_are_those_of_their_label_turned_and_mirrored(make_classes: Any) -> None:
+    classes = replace(make_classes(count=3, rotations=4), mirrored=True)
+    images, labels = sample_images(classes, count=400, generator=generator_for(0))
+    assert images.shape == (400, *classes.images[0].shape[1:])
+    assert set(labels.tolist()) == set(range(24))
+    seen = set()
+    for image, label in zip(images, labels.tolist(), strict=True):
+        version, base = divmod(label, 3)
+        mirrored, turn = divmod(version, 4)
+        straight = torch.rot90(image.flip(2) if mirrored else image, -turn, dims=(1, 2))
+        found = [number for number, one in enumerate(classes.images[base]) if torch.equal(one, straight)]
+        assert found
+        seen.add((base, found[0]))
+    assert len(seen) == sum(map(len, classes.images)), "each image is drawn sometimes"
+
+
+def test_tasks_turn_the_images_that_they_draw(make_classes: Any) -> None:
+    classes = make_classes(count=3, rotations=4)
+    episode = _episode(classes, 3, n_way=12)
+    for image, label in zip(episode.query_images, episode.query_labels.tolist(), strict=True):
+        name, _, degrees = episode.support.class_names[label].partition("@")
+        straight = torch.rot90(image, -int(degrees or 0) // 90, dims=(1, 2))
+        assert any(torch.equal(one, straight) for one in classes.images[classes.class_names.index(name)])

@@ -97,6 +97,8 @@ def _train(
 ) -> int:
     torch.set_num_threads(config.threads)
     native.set_threads(config.threads)
+    # The same sizes come at every step: cuDNN finds its fastest kernels for them once.
+    torch.backends.cudnn.benchmark = config.device == "cuda"
     keep_freed_memory()
     preprocessing = default_preprocessing(config.data, image_size=config.image_size, grey=config.grey)
     # What can be wrong without looking at the data is found before they are read.

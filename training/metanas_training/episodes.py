@@ -9,7 +9,9 @@ Every episode has a generator of its own, made from the seed and the number of t
 resumed run draws what an uninterrupted one would have drawn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,17 +62,17 @@ def sample_episode(
     support, query, support_labels, query_labels, names = [], [], [], [], []
     drawn = torch.randperm(len(classes), generator=generator)[: n_way + outside].tolist()
     for label, chosen in enumerate(drawn[:n_way]):
-        images, name = _class(classes, chosen)
+        images, name, turned = _class(classes, chosen)
         order = torch.randperm(len(images), generator=generator)[: n_shot + n_query]
-        support.append(images[order[:n_shot]])
-        query.append(images[order[n_shot:]])
+        support.append(turned(images[order[:n_shot]]))
+        query.append(turned(images[order[n_shot:]]))
         support_labels += [label] * len(support[-1])
         query_labels += [label] * len(query[-1])
         names.append(name)
     others = []
     for chosen in drawn[n_way:]:
-        images, _ = _class(classes, chosen)
-        others.append(images[torch.randperm(len(images), generator=generator)[:n_query]])
+        images, _, turned = _class(classes, chosen)
+        others.append(turned(images[torch.randperm(len(images), generator=generator)[:n_query]]))
     return Episode(
         support=SupportSet(torch.cat(support), torch.tensor(support_labels), tuple(names)),
         query_images=torch.cat(query),
@@ -87,10 +89,10 @@ def sample_pairs(classes: ImageClasses, *, count: int, generator: torch.Generato
     """
     first, second = [], []
     for chosen in torch.randperm(len(classes), generator=generator)[:count].tolist():
-        images, _ = _class(classes, chosen)
-        one, other = torch.randperm(len(images), generator=generator)[:2].tolist()
-        first.append(images[one])
-        second.append(images[other])
+        images, _, turned = _class(classes, chosen)
+        pair = turned(images[torch.randperm(len(images), generator=generator)[:2]])
+        first.append(pair[0])
+        second.append(pair[1])
     return torch.stack(first + second)
 
 
@@ -101,19 +103,29 @@ def sample_images(classes: ImageClasses, *, count: int, generator: torch.Generat
         uint8 ``(count, channels, height, width)`` and int64 ``(count,)``, the number of the class.
     """
     labels = torch.randint(len(classes), (count,), generator=generator)
-    chosen = []
-    for label in labels.tolist():
-        images, _ = _class(classes, label)
-        chosen.append(images[int(torch.randint(len(images), (1,), generator=generator))])
-    return torch.stack(chosen), labels
+    places = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    drawn = []
+    for label, place in zip(labels.tolist(), places, strict=True):
+        images = classes.images[label % len(classes.images)]
+        drawn.append(images[int(place * len(images))])
+    pictures = torch.stack(drawn)
+    versions = labels // len(classes.images)
+    for version in range(1, len(classes) // len(classes.images)):
+        chosen = versions == version
+        pictures[chosen] = _turned(pictures[chosen], *divmod(version, classes.rotations))
+    return pictures, labels
 
 
-def _class(classes: ImageClasses, chosen: int) -> tuple[Tensor, str]:
-    turns, base = divmod(chosen, len(classes.images))
-    mirror, turn = divmod(turns, classes.rotations)
-    images, name = classes.images[base], classes.class_names[base]
-    if turn:
-        images, name = torch.rot90(images, turn, dims=(2, 3)), f"{name}@{90 * turn}"
-    if mirror:
-        images, name = images.flip(3), f"{name}@mirrored"
-    return images, name
+def _class(classes: ImageClasses, chosen: int) -> tuple[Tensor, str, Callable[[Tensor], Tensor]]:
+    """The images that class ``chosen`` is made of, its name, and what makes some of those images its own."""
+    version, base = divmod(chosen, len(classes.images))
+    mirrored, turn = divmod(version, classes.rotations)
+    name = classes.class_names[base] + (f"@{90 * turn}" if turn else "") + ("@mirrored" if mirrored else "")
+    # Not all images of the class here and now: there may be hundreds, of which few are drawn.
+    return classes.images[base], name, partial(_turned, mirrored=mirrored, turn=turn)
+
+
+def _turned(images: Tensor, mirrored: int, turn: int) -> Tensor:
+    """``images`` turned by so many quarters, then mirrored if ``mirrored`` is 1."""
+    images = torch.rot90(images, turn, dims=(2, 3)) if turn else images
+    return images.flip(3) if mirrored else images

@@ -26,9 +26,10 @@ from metanas.network import Network
 from metanas.preprocessing import Preprocessing, scale
 from metanas.schedule import Schedule
 from metanas.steps import operation_weights
+from metanas_training.batch_drawing import Batch, Batches, Place
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
-from metanas_training.episodes import generator_for, sample_episode, sample_images, sample_pairs
+from metanas_training.episodes import generator_for, sample_episode
 from metanas_training.errors import DatasetError, NonFiniteError, WorkerLostError, check_finite
 from metanas_training.evaluate import prototype_accuracy, sample_tasks
 from metanas_training.group import Group
@@ -72,6 +73,7 @@ class Trainer:
         self.config, self.state, self.group = config, state, group or Group()
         self.train, self.validation = train, validation
         self.checkpoint = checkpoint
+        self.batches = Batches(config, train)
         self.preprocessing: Preprocessing = train.preprocessing
         if config.learned_rates and not state.step_rates:
             state.step_rates = initial_step_rates(state.network, state.architecture, self._inner_schedule())
@@ -175,11 +177,21 @@ class Trainer:
         for value in state.architecture.values():
             value.requires_grad_(falling)
         leaves = self._leaves()
-        places = [(config.seed, phase, step, batch) for batch in range(config.prototype_batches)]
-        parts = [self._batch_gradients(place, leaves, phase, step) for place in self.group.share(places)]
+        places = self._places(phase, step)
+        batches = [self.batches.take(place) for place in places]
+        self.batches.start(self._places(phase, step + 1))
+        parts = []
+        for place, batch in zip(places, batches, strict=True):
+            parts.append(self._batch_gradients(batch, leaves, phase, step))
+            check_finite(parts[-1].loss, f"batch {place[-1] + 1}")
         mean = self.group.sum(add(parts)).mean()
         descend(state.optimizer, leaves, mean)
         return mean, config.prototype_batches * min(2 * config.pair_classes, 2 * len(self.train))
+
+    def _places(self, phase: int, step: int) -> list[Place]:
+        """Of the batches of a step that this process takes, each with a generator of its own."""
+        config = self.config
+        return self.group.share([(config.seed, phase, step, batch) for batch in range(config.prototype_batches)])
 
     def _leaves(self) -> dict[str, Tensor]:
         """What the prototype and the supervised loss move, by name."""
@@ -191,16 +203,9 @@ class Trainer:
             leaves["classifier"] = state.classifier
         return leaves
 
-    def _batch_gradients(
-        self, place: tuple[int, ...], leaves: dict[str, Tensor], phase: int, step: int
-    ) -> Contribution:
+    def _batch_gradients(self, batch: Batch, leaves: dict[str, Tensor], phase: int, step: int) -> Contribution:
         config, state = self.config, self.state
-        generator = generator_for(*place)
-        supervised = state.classifier is not None
-        if supervised:
-            images, labels = sample_images(self.train, count=2 * config.pair_classes, generator=generator)
-        else:
-            images = sample_pairs(self.train, count=config.pair_classes, generator=generator)
+        images, labels, generator = batch
         weights = operation_weights(
             state.network,
             state.architecture,
@@ -208,7 +213,7 @@ class Trainer:
             temperature=self._temperature(phase, step),
             generator=generator,
         )
-        prepared = scale(images, self.preprocessing)
+        prepared = scale(images.to(config.device), self.preprocessing)
         if config.mirroring:
             prepared = mirror(prepared, generator=generator)
         prepared = recolour(prepared, strength=config.recolouring, generator=generator)
@@ -216,7 +221,7 @@ class Trainer:
         features = torch.cat(
             [
                 state.network(
-                    part.to(config.device),
+                    part,
                     weights,
                     skip_below=config.search_skip_below if phase == SEARCH else 0.0,
                     paths=self._paths(len(part), generator),
@@ -224,13 +229,12 @@ class Trainer:
                 for part in torch.split(prepared, config.normalised_together or len(prepared))
             ]
         )
-        if state.classifier is not None:
+        if labels is not None and state.classifier is not None:
             loss, accuracy = supervised_loss(
                 features, state.classifier, labels.to(config.device), state.log_scale.exp()
             )
         else:
             loss, accuracy = prototype_loss(features, state.log_scale.exp())
-        check_finite(loss.item(), f"batch {place[-1] + 1}")
         return gradients(loss, accuracy, leaves)
 
     def _paths(self, batch: int, generator: torch.Generator) -> Tensor | None:

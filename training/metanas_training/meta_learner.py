@@ -66,6 +66,8 @@ class Contribution:
 
     def mean(self) -> "Contribution":
         """The sums divided by the number of tasks."""
+        if self.tasks == 1:
+            return self
         return Contribution(
             {name: value / self.tasks for name, value in self.values.items()},
             self.loss / self.tasks,

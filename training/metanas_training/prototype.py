@@ -71,6 +71,8 @@ def gradients(loss: Tensor, accuracy: Tensor, leaves: Mapping[str, Tensor]) -> C
 
 def add(parts: Sequence[Contribution]) -> Contribution:
     """The sum of several contributions."""
+    if len(parts) == 1:
+        return parts[0]
     names = {name for part in parts for name in part.values}
     return Contribution(
         {name: torch.stack([part.values[name] for part in parts if name in part.values]).sum(0) for name in names},

@@ -19,7 +19,8 @@ from torch.optim import SGD, Adam, Optimizer
 from metanas.artifact import pack, unpack, write_atomically
 from metanas.errors import CorruptArtifactError
 from metanas.head import Head, prototype_head
-from metanas.network import Network, channels_last
+from metanas.layout import lay_out
+from metanas.network import Network
 from metanas.preprocessing import Preprocessing, scale
 from metanas.relaxation import STRATEGIES, Architecture, Strategy, initial_architecture, relax
 from metanas_training.errors import CheckpointError
@@ -78,7 +79,7 @@ def new_state(
     torch.manual_seed(seed)
     space = config.space()
     network = Network(space)
-    channels_last(network)
+    lay_out(network)
     architecture = {name: value.requires_grad_() for name, value in initial_architecture(space).items()}
     with torch.no_grad():
         mixtures = relax(architecture, space, temperature=1.0, strategy=strategy)

@@ -20,8 +20,8 @@ from torch.optim import Adam
 from metanas.artifact import pack, unpack, write_atomically
 from metanas.backbone import Backbone, build_backbone
 from metanas.errors import CorruptArtifactError, InvalidConfigError
+from metanas.layout import lay_out
 from metanas.model import MetaModel
-from metanas.network import channels_last
 from metanas.plain import to_plain
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import Architecture, initial_architecture
@@ -72,7 +72,7 @@ def new_state(config: TrainingConfig, *, space: Space, genotype: Genotype | None
     """
     torch.manual_seed(config.seed)
     network = build_backbone(space, genotype).to(config.device)
-    channels_last(network)
+    lay_out(network)
     architecture: Architecture = {}
     if genotype is None and isinstance(space, SearchSpace):
         architecture = {
@@ -237,8 +237,12 @@ def _from_parts(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[T
         saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         for name, value in saved.items():
             # In the memory layout of the parameter: the order of a sum may depend on it.
-            like = torch.empty_like(learned, requires_grad=False).copy_(value) if value.ndim else value.clone()
-            state.optimizer.state[learned][name] = like
+            like = (
+                torch.empty_like(learned, requires_grad=False)
+                if value.ndim
+                else torch.empty_like(value, device=learned.device)
+            )
+            state.optimizer.state[learned][name] = like.copy_(value)
     for prefix, values in (("moments/", state.moments), ("step_rates/", state.step_rates)):
         values.update(
             {
