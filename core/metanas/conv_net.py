@@ -11,10 +11,10 @@ Source: Vinyals et al., NIPS 2016; Nichol et al., arXiv 1803.02999.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metanas.layout import fast_layout
 from metanas.operations import BatchNorm
 from metanas.space import NO_CELLS, ConvBlocks
 
@@ -44,7 +44,7 @@ class ConvNet(nn.Module):
 
         There are no operation weights, so these options change nothing.
         """
-        x = images.contiguous(memory_format=fast_layout(images.device))
+        x = images.contiguous(memory_format=torch.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = functional.max_pool2d(functional.relu(norm(conv(x))), 2)
         # contiguous: channel by channel, whatever the memory format, as the exporter lays it out.

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from metanas.backbone import Backbone, build_backbone
 from metanas.errors import InvalidConfigError
-from metanas.layout import lay_out
-from metanas.network import Network, count_parameters
+from metanas.network import Network, channels_last, count_parameters
 from metanas.optimizer import parameter_names
 from metanas.preprocessing import Preprocessing, scale
 from metanas.relaxation import Architecture, initial_architecture
@@ -90,7 +89,7 @@ class MetaModel:
     def build_network(self) -> Backbone:
         """A new network with copies of the meta-weights, in training mode; one-shot where tasks search."""
         network = empty_backbone(self.space, self.genotype)
-        lay_out(network)
+        channels_last(network)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 parameter.copy_(self.weights[name])

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metanas.errors import InvalidConfigError
-from metanas.layout import fast_layout
 from metanas.native import network as engine
 from metanas.operations import BatchNorm, FactorizedReduction, Operation, Projection, build_operation
 from metanas.space import CELL_INPUTS, CELL_TYPES, REDUCTION, Genotype, SearchSpace
@@ -210,7 +209,7 @@ class Network(nn.Module):
             run = rows_to_run(weights, skip_below=skip_below)
         if paths is None and not twice_differentiable and engine.can_run(self, images, weights):
             return engine.features(self, images, weights, run)
-        stem = self.stem_norm(self.stem(images.contiguous(memory_format=fast_layout(images.device))))
+        stem = self.stem_norm(self.stem(images.contiguous(memory_format=torch.channels_last)))
         first, second = stem, stem
         for index, (cell_type, cell) in enumerate(zip(self.space.cell_types, self.cells, strict=True)):
             of_cell = None if paths is None else paths[index]
@@ -242,6 +241,11 @@ class Network(nn.Module):
 def rows_to_run(weights: Mapping[str, Tensor], *, skip_below: float) -> dict[str, list[bool]]:
     """For each cell type and row whether its weight is at least ``skip_below``."""
     return {name: (values.detach() >= skip_below).tolist() for name, values in weights.items()}
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay the convolution weights out for channels_last, in place: several times faster on a CPU."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metanas.backbone import Backbone, build_backbone
 from metanas.head import Head
-from metanas.layout import lay_out
+from metanas.network import channels_last
 from metanas.operations import measuring
 from metanas.space import Genotype, Space
 
@@ -35,7 +35,7 @@ class TaskNetwork(nn.Module):
         self.genotype = genotype
         self.network = build_backbone(space, genotype)
         self.head = Head(space.features, n_way)
-        lay_out(self)
+        channels_last(self)
 
     def features(self, images: Tensor) -> Tensor:
         """``(batch, in_channels, H, W)`` float32 to ``(batch, features)``."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from metanas.backbone import build_backbone
-from metanas.layout import lay_out
 from metanas.model import MetaModel
+from metanas.network import channels_last
 from metanas.optimizer import STEP
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
@@ -43,7 +43,7 @@ def random_weights(space: Space, genotype: Genotype | None, *, seed: int) -> dic
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_backbone(space, genotype)
-    lay_out(network)
+    channels_last(network)
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 

@@ -8,8 +8,7 @@ from torch.nn import functional
 from metanas.backbone import build_backbone
 from metanas.conv_net import ConvNet
 from metanas.errors import InvalidConfigError
-from metanas.layout import lay_out
-from metanas.network import count_parameters
+from metanas.network import channels_last, count_parameters
 from metanas.operations import measuring
 from metanas.space import NO_CELLS, ConvBlocks, space_from_dict, space_to_dict
 from metanas.task_network import TaskNetwork
@@ -70,7 +69,7 @@ def test_features_equal_a_literal_network_in_value_and_gradients(size: int) -> N
 def test_the_order_of_the_features_is_channel_by_channel_whatever_the_memory_format() -> None:
     space = ConvBlocks(filters=6, blocks=2, in_channels=2, image_size=12)
     plain, other = _network(space), _network(space)
-    lay_out(other)
+    channels_last(other)
     images = torch.randn(4, 2, 12, 12)
     expected = _literal(plain, images)
     for network in (plain, other):

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from metanas import native
-from metanas.layout import lay_out
 from metanas.native import network as engine
-from metanas.network import Network
+from metanas.network import Network, channels_last
 from metanas.relaxation import initial_architecture, relax
 from metanas.space import CELL_TYPES, DEFAULT_OPERATIONS, EdgeOperation, Genotype, SearchSpace
 
@@ -55,7 +54,7 @@ def pass_through(
 def assert_equal_passes(space: SearchSpace, *, batch: int, seed: int = 0, run_above: float = 0.0) -> None:
     torch.manual_seed(seed)
     network = Network(space)
-    lay_out(network)
+    channels_last(network)
     images = torch.rand(batch, space.in_channels, space.image_size, space.image_size)
     expected, expected_gradients = pass_through(network, images, on_engine=False, run_above=run_above)
     features, gradients = pass_through(network, images, on_engine=True, run_above=run_above)
@@ -232,7 +231,7 @@ def distance_from_double_precision(seed: int) -> float:
     torch.manual_seed(seed)
     space = SearchSpace(channels=8, image_size=12)
     start = Network(space)
-    lay_out(start)
+    channels_last(start)
     alphas = {name: 2.0 * torch.randn(value.shape) for name, value in initial_architecture(space).items()}
     images, target = torch.rand(15, 1, 12, 12), torch.randn(15, space.features)
     outputs = {}

@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from metanas.errors import InvalidConfigError
 from metanas.genotypes import GENOTYPES, named_genotype
-from metanas.layout import lay_out
-from metanas.network import Cell, Network, PlanRow, count_parameters, genotype_plan, one_shot_plan
+from metanas.network import Cell, Network, PlanRow, channels_last, count_parameters, genotype_plan, one_shot_plan
 from metanas.operations import (
     BatchNorm,
     DilatedDepthwise,
@@ -184,7 +183,7 @@ def test_all_gradients_in_channels_last_are_those_of_a_literal_network(monkeypat
     space = SearchSpace(channels=8, image_size=16)
     fast = Network(space).double()
     literal = copy.deepcopy(fast)
-    lay_out(fast)
+    channels_last(fast)
     images = torch.rand(4, 1, 16, 16, dtype=torch.float64)
     direction = torch.randn(4, space.features, dtype=torch.float64)
     weights = {name: torch.rand(63, dtype=torch.float64) / 20 for name in CELL_TYPES}

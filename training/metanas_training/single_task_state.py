@@ -19,8 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 from metanas.artifact import pack, unpack, write_atomically
 from metanas.errors import CorruptArtifactError
 from metanas.head import Head, prototype_head
-from metanas.layout import lay_out
-from metanas.network import Network
+from metanas.network import Network, channels_last
 from metanas.preprocessing import Preprocessing, scale
 from metanas.relaxation import STRATEGIES, Architecture, Strategy, initial_architecture, relax
 from metanas_training.errors import CheckpointError
@@ -79,7 +78,7 @@ def new_state(
     torch.manual_seed(seed)
     space = config.space()
     network = Network(space)
-    lay_out(network)
+    channels_last(network)
     architecture = {name: value.requires_grad_() for name, value in initial_architecture(space).items()}
     with torch.no_grad():
         mixtures = relax(architecture, space, temperature=1.0, strategy=strategy)

@@ -20,8 +20,8 @@ from torch.optim import Adam
 from metanas.artifact import pack, unpack, write_atomically
 from metanas.backbone import Backbone, build_backbone
 from metanas.errors import CorruptArtifactError, InvalidConfigError
-from metanas.layout import lay_out
 from metanas.model import MetaModel
+from metanas.network import channels_last
 from metanas.plain import to_plain
 from metanas.preprocessing import Preprocessing
 from metanas.relaxation import Architecture, initial_architecture
@@ -72,7 +72,7 @@ def new_state(config: TrainingConfig, *, space: Space, genotype: Genotype | None
     """
     torch.manual_seed(config.seed)
     network = build_backbone(space, genotype).to(config.device)
-    lay_out(network)
+    channels_last(network)
     architecture: Architecture = {}
     if genotype is None and isinstance(space, SearchSpace):
         architecture = {
