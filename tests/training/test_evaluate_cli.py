@@ -17,8 +17,10 @@ from metanas.preprocessing import Preprocessing
 from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
 from metanas.space import Genotype, SearchSpace
+from metanas_training import evaluate_cli
 from metanas_training.evaluate_cli import main
 from metanas_training.evaluation_pool import EvaluationPool
+from metanas_training.evaluation_table import TaskKind, standard_tasks
 from metanas_training.journal import Journal
 from metanas_training.report import over_runs
 from metanas_training.run_files import read_runs
@@ -184,6 +186,56 @@ def test_other_tasks_are_not_taken_from_the_journal(
     assert main(_arguments(folder, *quick, "--seed", "9")) == 0
     assert "are done already" not in capsys.readouterr().err
     assert _results(tmp_path)["tasks"] == 1
+
+
+def test_the_table_has_all_standard_tasks_and_goes_on_after_a_stop(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = (TaskKind("glyphs", 3, 1), TaskKind("glyphs", 2, 2))
+    monkeypatch.setattr(evaluate_cli, "standard_tasks", lambda preprocessing: kinds)
+    command = ["--meta", str(_metas(folder)[0]), "--table", "--tasks", "2", "--queries", "2", "--no-figures"]
+    command += ["--curve-tasks", "0", "--output", str(tmp_path)]
+    score = EvaluationPool.score
+
+    def stopped_at_the_second(self: Any, index: int, episodes: Any, *, journal: Any, **rest: Any) -> Any:
+        if len(list(tmp_path.iterdir())) == 2:
+            raise KeyboardInterrupt
+        return score(self, index, episodes, journal=journal, **rest)
+
+    monkeypatch.setattr(EvaluationPool, "score", stopped_at_the_second)
+    assert main(command) == 130
+    monkeypatch.setattr(EvaluationPool, "score", score)
+    capsys.readouterr()
+    assert main(command) == 0
+    text, messages = capsys.readouterr()
+    assert "seed 0: 2 tasks are done already" in messages
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| glyphs")]
+    assert [row[0] for row in rows] == ["| glyphs, 3-way 1-shot", "| glyphs, 2-way 2-shot"]
+    for row, kind in zip(rows, kinds, strict=True):
+        evaluation = _results(tmp_path / kind.folder)["runs"][0]["evaluation"]
+        gain = evaluation["inductive"]["mean"] - evaluation["prototype"]["mean"]
+        assert row[1] == "2"
+        assert row[2].startswith(f"{100 * evaluation['inductive']['mean']:.2f} ± ")
+        assert row[5].startswith(f"{100 * gain:+.2f} ± ")
+    assert (tmp_path / "table.md").read_text().strip() in text
+    assert not list(tmp_path.rglob(".tasks*"))
+
+
+@pytest.mark.parametrize("wrong", [("--ways", "5"), ("--data", "glyphs"), ("--meta", "one.pt", "two.pt")])
+def test_the_table_has_its_own_tasks(folder: Path, wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--meta", str(_metas(folder)[0]), "--table", *wrong])
+    assert stop.value.code == 2
+    assert "--table" in capsys.readouterr().err
+
+
+def test_meta_models_of_drawings_and_of_photographs_have_their_own_standard_tasks() -> None:
+    drawings = standard_tasks(Preprocessing())
+    photographs = standard_tasks(Preprocessing(channels=3, mean=(0.0,) * 3, deviation=(1.0,) * 3))
+    assert [str(kind) for kind in drawings[:3]] == [
+        "omniglot, 20-way 1-shot", "omniglot, 20-way 5-shot", "omniglot, 5-way 1-shot",
+    ]  # fmt: skip
+    assert {kind.data for kind in photographs} == {"miniimagenet"}
 
 
 def test_runs_that_differ_by_more_than_their_seed_are_refused(

@@ -22,9 +22,9 @@ from metanas.model import MetaModel
 from metanas_training.errors import EvaluationError
 
 KEPT = (
-    "data", "n_way", "n_shot", "tasks", "inductive", "transductive", "prototype", "pruning_loss", "parameter_count",
-    "multiply_adds", "structures", "most_common_share", "leave_one_out_accuracy", "calibration_error",
-    "calibrated_error", "auroc", "known_refused", "unknown_refused",
+    "data", "n_way", "n_shot", "tasks", "inductive", "transductive", "prototype", "gain", "pruning_loss",
+    "parameter_count", "multiply_adds", "structures", "most_common_share", "leave_one_out_accuracy",
+    "calibration_error", "calibrated_error", "auroc", "known_refused", "unknown_refused",
 )  # fmt: skip
 
 

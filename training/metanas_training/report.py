@@ -133,6 +133,7 @@ def summary(scores: Evaluation) -> str:
             f"  inductive (support statistics)   {scores.inductive}",
             f"  transductive (the paper's)       {scores.transductive}",
             f"  prototypes, no adaptation        {scores.prototype}",
+            f"  gain of the steps over them      {scores.gain}",
             f"  lost by pruning                  {scores.pruning_loss or 'nothing is pruned'}",
             f"  parameters of a task network     {scores.parameter_count:,.0f}",
             f"  multiply-adds of one image       {scores.multiply_adds / 1e6:,.2f} million",

@@ -72,6 +72,8 @@ class Evaluation:
     inductive: Estimate
     transductive: Estimate
     prototype: Estimate
+    gain: Estimate
+    """Inductive accuracy less that of the prototypes, task by task: what the steps were worth."""
     support_accuracy: Estimate
     pruning_loss: Estimate | None
     """None where nothing is pruned."""
@@ -119,6 +121,7 @@ def summarise(data: str, n_way: int, n_shot: int, scores: Sequence[TaskScore]) -
         inductive=estimate([score.inductive for score in scores]),
         transductive=estimate([score.transductive for score in scores]),
         prototype=estimate([score.prototype for score in scores]),
+        gain=estimate([score.inductive - score.prototype for score in scores]),
         support_accuracy=estimate([score.support_accuracy for score in scores]),
         pruning_loss=_known([score.pruning_loss for score in scores]),
         parameter_count=float(np.mean([score.parameter_count for score in scores])),
