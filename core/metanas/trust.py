@@ -2,7 +2,7 @@
 
     leave_one_out    support features      ->  each image scored by prototypes that have not seen it
     calibrate        those scores          ->  the temperature that makes probabilities honest
-    measure          a finished network    ->  Trust
+    measure          a whole task          ->  Trust
     similarity       logits                ->  how much an image resembles the class it resembles most
 
 An image that is left out is like a new image of a known class: how often it is classified right,
@@ -11,8 +11,9 @@ of a class, so a task of single shots has no such accuracy, keeps temperature 1,
 threshold from the meta-model where that has one.
 
 Logits are cosines times the length of the head's rows, so the largest logit over that length is a
-similarity; what resembles no class has a small one. The features have learned from the image that
-is left out: accuracies are a little optimistic.
+similarity; what resembles no class has a small one. The features are those that the
+task began with: later ones have learned the very images that are left out, and would promise what they
+cannot keep. Where the steps improve a task much, its accuracy is better than this says.
 
 Sources: temperature scaling, Guo et al., arXiv 1706.04599; the largest logit as a score of what is known,
 Vaze et al., arXiv 2110.06207.
@@ -131,12 +132,12 @@ def calibrate(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def measure(features: Tensor, labels: Tensor, head: Head, *, known_similarity: float | None = None) -> Trust:
-    """The signals of a finished network.
+    """The signals of a task.
 
     Args:
-        features: of its support set, ``(images, features)``, with its frozen statistics.
+        features: of its support set before the first step, ``(images, features)``.
         labels: int64 ``(images,)``.
-        head: its head.
+        head: of the finished network.
         known_similarity: the threshold where no class has two shots: the meta-model's, of single shots.
     """
     scale = length_of_rows(head)

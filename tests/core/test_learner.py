@@ -359,3 +359,12 @@ def test_another_number_of_inputs_a_node_adapts_and_keeps_that_many(make_support
     task = adapt(replace(meta, space=space, architecture=architecture), make_support(), schedule=schedule)
     for cell in (task.genotype.normal, task.genotype.reduction):
         assert [len(node) for node in cell] == [min(k, 2), min(k, 3)]
+
+
+def test_a_task_of_noise_promises_nothing_though_it_has_learned_its_images_by_heart(make_meta: Any) -> None:
+    steps = Schedule(architecture_steps=10, weight_steps=90, learning_rate=0.02, skip_below=0.0)
+    noise = SupportSet(_images(24), torch.arange(24) % 3, ("a", "b", "c"))
+    task = adapt(make_meta(schedule=steps), noise)
+    assert task.report.support_accuracy > 0.9
+    assert task.trust.leave_one_out_accuracy is not None
+    assert task.trust.leave_one_out_accuracy < 0.6

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from metanas.backbone import build_backbone
 from metanas.cost import multiply_adds
@@ -30,6 +32,7 @@ from metanas_training.evaluate import (
     draw_tasks,
     evaluate,
     evaluate_task,
+    honest_scale,
     inductive_accuracy,
     sample_tasks,
     scale_episode,
@@ -173,6 +176,24 @@ def test_without_a_step_a_fixed_architecture_answers_as_its_prototypes_do(
     for episode in sample_tasks(make_classes(noise=255), n_way=5, n_shot=1, n_query=4, tasks=4, seed=1):
         score = evaluate_task(meta, episode)
         assert score.inductive == score.prototype < 1.0
+
+
+def test_the_honest_scale_makes_the_labels_of_held_out_images_most_probable(
+    make_meta: MakeMeta, make_classes: Any
+) -> None:
+    classes, meta = make_classes(), make_meta()
+    sizes = {"n_way": 3, "n_shot": 1, "tasks": 3, "seed": 4}
+
+    def surprise(scale: float) -> float:
+        start = replace(meta, head_scale=scale, schedule=Schedule(architecture_steps=0, weight_steps=0))
+        episodes = draw_tasks(classes, n_query=15, **sizes)
+        return sum(
+            float(cross_entropy(adapt(start, one.support, seed=4).logits(one.query_images), one.query_labels))
+            for one in episodes
+        )
+
+    for given in (0.5, 500.0):
+        assert surprise(honest_scale(replace(meta, head_scale=given), classes, **sizes)) < surprise(given)
 
 
 def test_a_score_holds_what_the_task_network_consists_of_and_costs(make_meta: MakeMeta, make_classes: Any) -> None:

@@ -206,6 +206,8 @@ class TrainingConfig:
     validations: int = 10
     """How often accuracy on validation classes is measured, over the whole run."""
     validation_tasks: int = 10
+    fit_scale: bool = False
+    """Whether the scale of the head is in the end fitted to validation tasks (``evaluate.honest_scale``)."""
     eval_tasks: int = 5
     eval_shots: int = 1
     eval_queries: int = 15

@@ -12,7 +12,7 @@ what a user gets. *Transductive*: all query images normalised together, as in th
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from metanas.progress import StepReport
 from metanas.snapshots import AdaptationTrace
 from metanas.steps import operation_weights
 from metanas.task_network import TaskNetwork
-from metanas.trust import KNOWN_QUANTILE, length_of_rows, similarity
+from metanas.trust import KNOWN_QUANTILE, calibrate, length_of_rows, similarity
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import Episode, generator_for, sample_episode
 from metanas_training.errors import NonFiniteError
@@ -227,6 +227,26 @@ def known_similarity(meta: MetaModel, classes: ImageClasses, *, n_way: int, task
             task = adapt(meta, episode.support, seed=seed, on_step=_check_loss)
         found.append(similarity(task.logits(episode.query_images), length_of_rows(task.network.head)))
     return float(torch.quantile(torch.cat(found), KNOWN_QUANTILE))
+
+
+@torch.no_grad()
+def honest_scale(meta: MetaModel, classes: ImageClasses, *, n_way: int, n_shot: int, tasks: int, seed: int) -> float:
+    """The scale of the head under which prototypes give the right classes of held-out images the most probability.
+
+    A scale that was learned by telling many training classes apart promises too much of few unseen ones, and
+    single shots leave a task nothing to find its own temperature from.
+
+    Args:
+        classes: of the validation split: the scale is part of the meta-model.
+    """
+    start = replace(meta, schedule=replace(meta.schedule, architecture_steps=0, weight_steps=0))
+    logits, labels = [], []
+    for episode in draw_tasks(classes, n_way=n_way, n_shot=n_shot, n_query=15, tasks=tasks, seed=seed):
+        with torch.enable_grad():
+            task = adapt(start, episode.support, seed=seed)
+        logits.append(task.logits(episode.query_images))
+        labels.append(episode.query_labels)
+    return meta.head_scale / calibrate(torch.cat(logits), torch.cat(labels))
 
 
 def draw_tasks(
