@@ -26,7 +26,7 @@ from metanas.batches import Batches
 from metanas.budget import Budget, cheapest, check_possible, fixed_cost, network_cost, penalty
 from metanas.budget_fitting import fit, genotype_rows
 from metanas.errors import AdaptationCancelledError, InvalidTaskError
-from metanas.head import Head, balanced_cross_entropy, prototype_head
+from metanas.head import Head, balanced_cross_entropy
 from metanas.model import AdaptationReport, BudgetReport, MetaModel, TaskModel, total_parameters
 from metanas.network import Network, count_parameters
 from metanas.optimizer import Parameters, build_optimizer, collect_moments, set_rates
@@ -37,7 +37,7 @@ from metanas.relaxation import Architecture, Mixture, relax
 from metanas.schedule import Schedule
 from metanas.snapshots import AdaptationTrace, Snapshot
 from metanas.space import Genotype, SearchSpace
-from metanas.steps import gradient_step, operation_weights, step_temperature
+from metanas.steps import gradient_step, operation_weights, start_head, step_temperature
 from metanas.task_network import TaskNetwork, extract
 from metanas.tasks import SupportSet
 from metanas.trust import measure
@@ -131,12 +131,17 @@ class _Run:
         self.architecture: Architecture = {
             name: value.clone().requires_grad_() for name, value in meta.architecture.items()
         }
-        with torch.no_grad():
-            weights = operation_weights(
+        self.head, self.start_features = start_head(
+            self.network,
+            weights=operation_weights(
                 self.network, self.architecture, schedule=schedule, temperature=schedule.temperature_start
-            )
-            self.start_features = self.network(self.images, weights, skip_below=schedule.skip_below)
-        self.head = prototype_head(self.start_features, self.labels, n_way=support.n_way, scale=meta.head_scale)
+            ),
+            images=self.images,
+            labels=self.labels,
+            n_way=support.n_way,
+            scale=meta.head_scale,
+            skip_below=schedule.skip_below,
+        )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.done = 0
         self.budget = Budget(schedule.max_parameters, schedule.max_multiply_adds)

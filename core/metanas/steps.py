@@ -94,9 +94,13 @@ def start_head(
     n_way: int,
     scale: float,
     skip_below: float,
-) -> Head:
-    """The head that a task starts with: prototypes of its images, normalised together."""
-    return prototype_head(network(images, weights, skip_below=skip_below), labels, n_way=n_way, scale=scale)
+) -> tuple[Head, Tensor]:
+    """The head that a task starts with, prototypes of its images, and the features that they are made of.
+
+    The images are normalised together.
+    """
+    features = network(images, weights, skip_below=skip_below)
+    return prototype_head(features, labels, n_way=n_way, scale=scale), features
 
 
 def step_temperature(step: int, steps: int, schedule: Schedule) -> float:

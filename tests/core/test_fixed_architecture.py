@@ -71,7 +71,9 @@ def test_the_first_step_by_hand(make_fixed_meta: Any, make_support: Any, kind: s
     support = make_support()
     images = scale(support.images, meta.preprocessing)
     network = meta.build_network()
-    head = start_head(network, weights=None, images=images, labels=support.labels, n_way=3, scale=10.0, skip_below=0.0)
+    head, _ = start_head(
+        network, weights=None, images=images, labels=support.labels, n_way=3, scale=10.0, skip_below=0.0
+    )
     named = dict(Parameters(network, head).named())
     class_weights = 1 / torch.tensor(support.shots, dtype=torch.float32)
     loss = balanced_cross_entropy(head(network(images)), support.labels, class_weights)

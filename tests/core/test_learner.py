@@ -166,7 +166,7 @@ def test_one_step_takes_weights_and_architecture_from_one_gradient_by_hand(make_
         learning_rate=1e-3, architecture_learning_rate=1e-2, architecture_weight_decay=0.0, skip_below=0.0
     )
     weights = operation_weights(network, architecture, schedule=schedule, temperature=0.5)
-    head = start_head(
+    head, _ = start_head(
         network, weights=weights, images=images, labels=support.labels, n_way=3, scale=10.0, skip_below=0.0
     )
     parameters = Parameters(network, head, architecture)

@@ -80,7 +80,7 @@ def test_adaptation_by_plain_steps_is_the_loop_written_out(
     network = meta.build_network()
     architecture = {name: value.clone().requires_grad_() for name, value in meta.architecture.items()}
     weights = operation_weights(network, architecture, schedule=PLAIN, temperature=1.0)
-    head = start_head(
+    head, _ = start_head(
         network, weights=weights, images=images, labels=support.labels, n_way=3, scale=meta.head_scale, skip_below=0.0
     )
     for step in range(3):

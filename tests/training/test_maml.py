@@ -245,7 +245,7 @@ def test_the_first_order_gradient_is_that_after_the_steps_that_adaptation_takes(
     network = copy.deepcopy(subject.network)
     start = [*network.parameters(), *architecture.values(), log_scale]
     first: dict[str, Any] = {"images": support.images[:4], "labels": support.labels[:4], "n_way": 4}
-    head = start_head(network, weights=weights(1.0), **first, scale=log_scale.exp().item(), skip_below=0.0)
+    head, _ = start_head(network, weights=weights(1.0), **first, scale=log_scale.exp().item(), skip_below=0.0)
     before = [value.detach().clone() for value in start]
     optimizer = build_optimizer(Parameters(network, head, architecture), {}, schedule=SCHEDULE)
     for step in range(2):

@@ -141,7 +141,7 @@ class Reptile:
         learn_architecture = learn_architecture and bool(architecture)
         data = task_tensors(task, preprocessing=self.preprocessing, device=subject.log_scale.device)
         first = data.first_of_class
-        head = start_head(
+        head, _ = start_head(
             network,
             weights=operation_weights(network, architecture, schedule=schedule, temperature=schedule.temperature_start),
             images=data.images[first],

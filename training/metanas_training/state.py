@@ -237,11 +237,7 @@ def _from_parts(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[T
         saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         for name, value in saved.items():
             # In the memory layout of the parameter: the order of a sum may depend on it.
-            like = (
-                torch.empty_like(learned, requires_grad=False)
-                if value.ndim
-                else torch.empty_like(value, device=learned.device)
-            )
+            like = torch.empty_like(learned if value.ndim else value, device=learned.device, requires_grad=False)
             state.optimizer.state[learned][name] = like.copy_(value)
     for prefix, values in (("moments/", state.moments), ("step_rates/", state.step_rates)):
         values.update(
