@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from metanas_training.batch_drawing import Batches
+from metanas_training.batch_drawing import BatchSource
 from metanas_training.config import TrainingConfig
 
 
 @pytest.mark.parametrize("loss", ["prototype", "supervised"])
 def test_a_batch_that_was_drawn_ahead_is_the_one_that_was_not(make_classes: Any, loss: Any) -> None:
     classes = make_classes(rotations=4)
-    on_cpu = Batches(TrainingConfig(device="cpu", warm_up=loss, pair_classes=4), classes)
-    ahead = Batches(TrainingConfig(device="cuda", warm_up=loss, pair_classes=4), classes)
+    on_cpu = BatchSource(TrainingConfig(device="cpu", warm_up=loss, pair_classes=4), classes)
+    ahead = BatchSource(TrainingConfig(device="cuda", warm_up=loss, pair_classes=4), classes)
     places = [(0, 1, step, batch) for step in range(3) for batch in range(2)]
     on_cpu.start(places)
     for first in range(0, 6, 2):
@@ -30,7 +30,7 @@ def test_a_batch_that_was_drawn_ahead_is_the_one_that_was_not(make_classes: Any,
 
 
 def test_what_was_drawn_ahead_for_nothing_is_let_go(make_classes: Any) -> None:
-    batches = Batches(TrainingConfig(device="cuda", warm_up="prototype", pair_classes=4), make_classes())
+    batches = BatchSource(TrainingConfig(device="cuda", warm_up="prototype", pair_classes=4), make_classes())
     batches.start([(0, 0, 1, 0)])
     batches.start([(0, 0, 2, 0)])
     assert list(batches._ahead) == [(0, 0, 2, 0)]

@@ -1,7 +1,7 @@
 """Batches of the prototype and the supervised loss, drawn from memory; on a GPU while it still computes the last one.
 
-Place    seed, phase, step and batch: what a batch depends on, and nothing else
-Batches  place  ->  images, labels, generator
+Place        seed, phase, step and batch: what a batch depends on, and nothing else
+BatchSource  place  ->  images, labels, generator
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     generator: torch.Generator
 
 
-class Batches:
+class BatchSource:
     """Draws batches of ``train``.
 
     Args:

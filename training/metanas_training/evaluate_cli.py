@@ -83,9 +83,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", default="test", choices=["train", "val", "test"])
     add("--ways", type=int, default=None, help=f"(default: {WAYS})")
     add("--shots", type=int, default=None, help=f"(default: {SHOTS})")
-    add(
-        "--table", action="store_true", help="the standard tasks, --tasks of each, in one table; the first meta.pt only"
-    )
+    add("--table", action="store_true", help="the standard tasks, --tasks of each, in one table; of one meta.pt")
     add("--queries", type=int, default=15, help="images of each class to classify, or all that remain")
     add("--tasks", type=int, default=100)
     add("--seed", type=int, default=0, help="of the tasks")

@@ -26,7 +26,7 @@ from metanas.network import Network
 from metanas.preprocessing import Preprocessing, scale
 from metanas.schedule import Schedule
 from metanas.steps import operation_weights
-from metanas_training.batch_drawing import Batch, Batches, Place
+from metanas_training.batch_drawing import Batch, BatchSource, Place
 from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode
@@ -73,7 +73,7 @@ class Trainer:
         self.config, self.state, self.group = config, state, group or Group()
         self.train, self.validation = train, validation
         self.checkpoint = checkpoint
-        self.batches = Batches(config, train)
+        self.batches = BatchSource(config, train)
         self.preprocessing: Preprocessing = train.preprocessing
         if config.learned_rates and not state.step_rates:
             state.step_rates = initial_step_rates(state.network, state.architecture, self._inner_schedule())
