@@ -207,7 +207,7 @@ def _start(
     network = meta.build_network()
     assert isinstance(network, Network)
     architecture = {name: value.clone().requires_grad_() for name, value in meta.architecture.items()}
-    head = start_head(
+    head, _ = start_head(
         network,
         weights=operation_weights(network, architecture, schedule=meta.schedule, temperature=1.0),
         images=images,

@@ -34,13 +34,15 @@ from metanas.model import AdaptationReport, MetaModel, TaskModel
 from metanas.preprocessing import Preprocessing
 from metanas.schedule import Schedule
 from metanas.space import Genotype, space_from_dict, space_to_dict
+from metanas.statistics import PriorStatistics
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
 from metanas.trust import Trust
 
 META_KIND = "metanas-edge/meta-model"
 TASK_KIND = "metanas-edge/task-model"
-VERSION = 1
+VERSIONS = {META_KIND: 2}
+"""Of the format, by kind; 1 where it is not named. Readers of version 1 would ignore prior statistics."""
 
 _TITLES = {META_KIND: "a meta-model (meta.pt)", TASK_KIND: "a task model (task_model.pt)"}
 
@@ -82,6 +84,7 @@ def meta_to_bytes(meta: MetaModel) -> bytes:
         "genotype": None if meta.genotype is None else meta.genotype.to_dict(),
         "head_scale": meta.head_scale,
         "known_similarity": meta.known_similarity,
+        "prior_images": None if meta.prior is None else meta.prior.images,
         "preprocessing": meta.preprocessing.to_dict(),
         "schedule": meta.schedule.to_dict(),
         "provenance": dict(meta.provenance),
@@ -91,6 +94,7 @@ def meta_to_bytes(meta: MetaModel) -> bytes:
         **{f"architecture/{name}": value for name, value in meta.architecture.items()},
         **{f"moments/{name}": value for name, value in meta.moments.items()},
         **{f"step_rates/{name}": value for name, value in meta.step_rates.items()},
+        **({} if meta.prior is None else {f"prior/{name}": value for name, value in meta.prior.values.items()}),
     }
     return pack(META_KIND, metadata, tensors)
 
@@ -99,6 +103,8 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
     """The inverse of ``meta_to_bytes``; ``name`` is what errors call the file."""
     metadata, tensors = unpack(data, META_KIND, name=name)
     try:
+        prior_images: Any = metadata.get("prior_images")
+        prior = _under(tensors, "prior/")
         return MetaModel(
             space=space_from_dict(metadata["space"]),
             genotype=Genotype.from_dict(metadata["genotype"]) if metadata.get("genotype") else None,
@@ -106,6 +112,7 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
             architecture=_under(tensors, "architecture/"),
             head_scale=metadata["head_scale"],
             known_similarity=metadata.get("known_similarity"),
+            prior=PriorStatistics(prior_images, prior) if prior or prior_images is not None else None,
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             schedule=Schedule.from_dict(metadata["schedule"]),
             moments=_under(tensors, "moments/"),
@@ -164,7 +171,13 @@ def pack(kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     kept = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
     buffer = io.BytesIO()
     torch.save(
-        {"kind": kind, "version": VERSION, "checksum": _checksum(text, kept), "metadata": text, "tensors": kept},
+        {
+            "kind": kind,
+            "version": VERSIONS.get(kind, 1),
+            "checksum": _checksum(text, kept),
+            "metadata": text,
+            "tensors": kept,
+        },
         buffer,
     )
     return buffer.getvalue()
@@ -187,9 +200,10 @@ def unpack(data: bytes, kind: str, *, name: str) -> tuple[dict[str, Any], dict[s
     version = content.get("version")
     if not isinstance(version, int):
         raise CorruptArtifactError(f"{name} has no version number; write it again")
-    if version > VERSION:
+    known = VERSIONS.get(kind, 1)
+    if version > known:
         raise NewerVersionError(
-            f"{name} has format version {version}, this package reads up to {VERSION}; upgrade metanas-edge"
+            f"{name} has format version {version}, this package reads up to {known}; upgrade metanas-edge"
         )
     text, tensors = content.get("metadata"), content.get("tensors")
     if (

@@ -5,7 +5,8 @@
 Adaptation has three parts. 1. Weights and architecture learn together while the temperature
 falls (equations 3, 5, 7). 2. What weighs less than the threshold is removed: a new, small
 network holds the survivors. 3. Its weights learn on. Last, batch norm is frozen at the
-statistics of the support set. Where the architecture is fixed, all steps are of the third kind.
+statistics of the support set, blended with those of meta-training if the meta-model brings
+them (``statistics``). Where the architecture is fixed, all steps are of the third kind.
 
 A pure function: it never changes the meta-model, and the same meta-model, support set,
 schedule, seed and number of threads give the same bits.
@@ -141,6 +142,7 @@ class _Run:
             n_way=support.n_way,
             scale=meta.head_scale,
             skip_below=schedule.skip_below,
+            prior=meta.prior,
         )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.done = 0
@@ -209,7 +211,7 @@ class _Run:
 
     def finish(self, task_network: TaskNetwork) -> TaskModel:
         """Freeze batch norm, put the classes back in the caller's order, report."""
-        task_network.freeze_statistics(self.images)
+        task_network.freeze_statistics(self.images, prior=self.meta.prior)
         with torch.no_grad():
             logits = task_network.head(task_network.features(self.images))
             correct = (logits.argmax(dim=1) == self.labels).float().mean().item()

@@ -21,6 +21,7 @@ from metanas.preprocessing import Preprocessing, scale
 from metanas.relaxation import Architecture, initial_architecture
 from metanas.schedule import Schedule
 from metanas.space import NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
+from metanas.statistics import PriorStatistics, statistics_names
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
 from metanas.trust import Trust
@@ -51,6 +52,8 @@ class MetaModel:
     ``optimizer.parameter_names``; empty: the schedule's rates."""
     known_similarity: float | None = None
     """Of images to their class's prototype after one shot, what all but a few exceed; None: unknown."""
+    prior: PriorStatistics | None = None
+    """Batch-norm statistics of training images; None: a task's support set speaks for itself."""
     genotype: Genotype | None = None
     """The fixed architecture; None: each task chooses its own from the search space."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +64,8 @@ class MetaModel:
             raise InvalidConfigError("plain blocks have no cells: the genotype of such a meta-model is NO_CELLS")
         if isinstance(self.space, SearchSpace) and self.space.affine and self.searches:
             raise InvalidConfigError("a search needs batch norms without scale and shift: set affine to false")
-        expected = {name: tuple(value.shape) for name, value in _skeleton(self.space, self.genotype).named_parameters()}
+        skeleton = _skeleton(self.space, self.genotype)
+        expected = {name: tuple(value.shape) for name, value in skeleton.named_parameters()}
         _check_shapes("weights", self.weights, expected)
         layout = architecture_shapes(self.space, self.genotype)
         _check_shapes("architecture", self.architecture, layout)
@@ -69,6 +73,9 @@ class MetaModel:
             steps = max(1, *(value.numel() for value in self.step_rates.values()))
             names = parameter_names(self.weights, self.architecture)
             _check_shapes("step_rates", self.step_rates, dict.fromkeys(names, (steps,)))
+        if self.prior is not None:
+            buffers = {name: tuple(skeleton.get_buffer(name).shape) for name in statistics_names(skeleton)}
+            _check_shapes("prior statistics", self.prior.values, buffers)
         if not (isinstance(self.head_scale, float) and 0 < self.head_scale < float("inf")):
             raise InvalidConfigError(f"head_scale must be a number above 0, got {self.head_scale!r}")
         known = self.known_similarity

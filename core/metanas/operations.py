@@ -1,6 +1,6 @@
 """The candidate operations of an edge, and the pieces that every network here is made of.
 
-    BatchNorm            normalises with the statistics of the batch, or with frozen ones
+    BatchNorm            normalises with the statistics of the batch, or with frozen ones (``statistics``)
     build_operation      name, channels, stride  ->  module
     Operation            what all operations have in common
 
@@ -17,8 +17,7 @@ pass sums its gradient anyway.
 Source: Elsken et al., CVPR 2020, section 5.1; batch statistics: TaskNorm, arXiv 2003.03284.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, cast
 
@@ -29,12 +28,29 @@ from torch.nn import functional
 from metanas.errors import InvalidConfigError
 
 
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Mean and variance, ``(channels,)``, that count as if ``images`` more had been in a batch."""
+
+    mean: Tensor
+    variance: Tensor
+    images: float
+
+    def blend(self, mean: Tensor, variance: Tensor, *, images: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of both together, of as many pixels an image."""
+        share = images / (images + self.images)
+        old_mean, old_variance = self.mean.to(mean.device), self.variance.to(mean.device)
+        both = share * mean + (1.0 - share) * old_mean
+        spread = share * (variance + (mean - both).square())
+        return both, spread + (1.0 - share) * (old_variance + (old_mean - both).square())
+
+
 class BatchNorm(nn.Module):
     """Batch norm for few-shot tasks: no running average.
 
     In training mode each batch is normalised with its own mean and (biased) variance. In
     evaluation mode it is normalised with the frozen ``mean`` and ``variance``, which
-    ``measuring`` fills from one batch: the whole support set of a task.
+    ``statistics.measuring`` fills from one batch: the whole support set of a task.
     """
 
     mean: Tensor
@@ -44,6 +60,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.epsilon = epsilon
         self.measuring = False
+        self.prior: Prior | None = None
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.register_buffer("mean", torch.zeros(channels))
@@ -66,24 +83,13 @@ class BatchNorm(nn.Module):
         if self.measuring:
             with torch.no_grad():
                 variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+                if self.prior is not None:
+                    mean, variance = self.prior.blend(mean, variance, images=len(x))
                 self.mean.copy_(mean)
                 self.variance.copy_(variance)
-        if self.training or self.measuring:
+        if (self.training or self.measuring) and self.prior is None:
             return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.epsilon)
         return functional.batch_norm(x, self.mean, self.variance, weight, bias, eps=self.epsilon)
-
-
-@contextmanager
-def measuring(network: nn.Module) -> Iterator[None]:
-    """While open, every ``BatchNorm`` of ``network`` keeps the statistics of the batch it sees."""
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
-    for norm in norms:
-        norm.measuring = True
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.measuring = False
 
 
 class Operation(nn.Module):

@@ -19,6 +19,7 @@ from metanas.head import Head, balanced_cross_entropy, prototype_head
 from metanas.network import Network
 from metanas.relaxation import anneal, relax
 from metanas.schedule import Schedule
+from metanas.statistics import PriorStatistics, measuring
 
 
 def operation_weights(
@@ -94,12 +95,17 @@ def start_head(
     n_way: int,
     scale: float,
     skip_below: float,
+    prior: PriorStatistics | None = None,
 ) -> tuple[Head, Tensor]:
     """The head that a task starts with, prototypes of its images, and the features that they are made of.
 
-    The images are normalised together.
+    The images are normalised together, with ``prior`` as images will be that come later.
     """
-    features = network(images, weights, skip_below=skip_below)
+    if prior is None:
+        features = network(images, weights, skip_below=skip_below)
+    else:
+        with measuring(network, prior):
+            features = network(images, weights, skip_below=skip_below)
     return prototype_head(features, labels, n_way=n_way, scale=scale), features
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from metanas.backbone import Backbone, build_backbone
 from metanas.head import Head
 from metanas.network import channels_last
-from metanas.operations import measuring
 from metanas.space import Genotype, Space
+from metanas.statistics import PriorStatistics, measuring
 
 
 class TaskNetwork(nn.Module):
@@ -46,9 +46,13 @@ class TaskNetwork(nn.Module):
         return cast(Tensor, self.head(self.features(images)))
 
     @torch.no_grad()
-    def freeze_statistics(self, images: Tensor) -> None:
-        """Keep the batch-norm statistics of ``images``, the whole support set, and go to evaluation mode."""
-        with measuring(self):
+    def freeze_statistics(self, images: Tensor, *, prior: PriorStatistics | None = None) -> None:
+        """Keep the batch-norm statistics of ``images``, the whole support set, and go to evaluation mode.
+
+        Args:
+            prior: the meta-model's, which are blended in.
+        """
+        with measuring(self.network, prior):
             self(images)
         self.eval()
 

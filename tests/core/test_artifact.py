@@ -206,9 +206,9 @@ def _saved(value: Any) -> bytes:
         (_saved({"kind": META_KIND}), CorruptArtifactError, "x has no version number; write it again"),
         (_saved({"kind": META_KIND, "version": "1"}), CorruptArtifactError, "x has no version number"),
         (
-            _saved({"kind": META_KIND, "version": 2}),
+            _saved({"kind": META_KIND, "version": 3}),
             NewerVersionError,
-            "x has format version 2, this package reads up to 1; upgrade metanas-edge",
+            "x has format version 3, this package reads up to 2; upgrade metanas-edge",
         ),
         (_saved({"kind": META_KIND, "version": 1}), CorruptArtifactError, "x does not match its checksum; copy or"),
         (
@@ -251,7 +251,9 @@ def test_every_missing_part_of_either_file_is_an_error(written: Written) -> None
     data, model, read = written
     kind = META_KIND if isinstance(model, MetaModel) else TASK_KIND
     metadata, tensors = unpack(data, kind, name="x")
-    optional = {"genotype", "known_similarity"} if kind == META_KIND else {"trust"}  # files of before have none
+    optional = (
+        {"genotype", "known_similarity", "prior_images"} if kind == META_KIND else {"trust"}
+    )  # files of before have none
     for key in metadata.keys() - optional:
         less = {name: value for name, value in metadata.items() if name != key}
         with pytest.raises(CorruptArtifactError, match=f"the file is incomplete or contradicts itself: '{key}'"):
@@ -343,7 +345,7 @@ def test_writing_into_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None
 
 def test_metadata_are_readable_json(meta: MetaModel) -> None:
     content = torch.load(io.BytesIO(meta_to_bytes(meta)), weights_only=True)
-    assert (content["kind"], content["version"]) == ("metanas-edge/meta-model", 1)
+    assert (content["kind"], content["version"]) == ("metanas-edge/meta-model", 2)
     assert json.loads(content["metadata"])["space"]["channels"] == 4
 
 

@@ -9,8 +9,8 @@ from metanas.backbone import build_backbone
 from metanas.conv_net import ConvNet
 from metanas.errors import InvalidConfigError
 from metanas.network import channels_last, count_parameters
-from metanas.operations import measuring
 from metanas.space import NO_CELLS, ConvBlocks, space_from_dict, space_to_dict
+from metanas.statistics import measuring
 from metanas.task_network import TaskNetwork
 
 

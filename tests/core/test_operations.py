@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from metanas.errors import InvalidConfigError
 from metanas.network import count_parameters
-from metanas.operations import OPERATIONS, BatchNorm, DilatedDepthwise, Operation, build_operation, measuring
+from metanas.operations import OPERATIONS, BatchNorm, DilatedDepthwise, Operation, build_operation
 
 WEIGHTLESS = {"max_pool_3x3": 0, "avg_pool_3x3": 0, "skip_connect": 0}
 WITH_WEIGHTS = {"conv_1x5_5x1": 7_840, "conv_3x3": 1_036, "sep_conv_3x3": 2_072, "dil_conv_3x3": 1_036}
@@ -97,27 +97,6 @@ def test_batch_norm_in_training_uses_the_batch_and_keeps_nothing() -> None:
     torch.testing.assert_close(norm(x).flatten(), torch.tensor([-1.0, -1.0, 1.0, 1.0]), rtol=1e-4, atol=1e-4)
     assert norm.mean.tolist() == [0.0, 0.0]
     assert norm.variance.tolist() == [1.0, 1.0]
-
-
-def test_batch_norm_after_measuring_gives_the_measured_batch_the_same_result_in_evaluation() -> None:
-    norm = BatchNorm(2)
-    x = torch.tensor([[1.0, 10.0], [3.0, 30.0]]).view(2, 2, 1, 1)
-    with measuring(norm):
-        measured = norm(x)
-    assert norm.mean.tolist() == [2.0, 20.0]
-    assert norm.variance.tolist() == [1.0, 100.0]
-    norm.eval()
-    torch.testing.assert_close(norm(x), measured)
-    # One image alone: (7 - 2) / 1 and (10 - 20) / 10.
-    alone = norm(torch.tensor([7.0, 10.0]).view(1, 2, 1, 1))
-    torch.testing.assert_close(alone.flatten(), torch.tensor([5.0, -1.0]), rtol=1e-4, atol=1e-4)
-
-
-def test_measuring_ends_even_when_the_network_fails() -> None:
-    network = nn.Sequential(BatchNorm(3))
-    with pytest.raises(RuntimeError), measuring(network):
-        network(torch.randn(2, 5, 4, 4))
-    assert not network[0].measuring
 
 
 def test_padding_never_counts_in_a_pooled_mean_or_maximum() -> None:

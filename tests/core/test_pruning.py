@@ -9,10 +9,10 @@ from torch import Tensor
 from metanas.errors import InvalidConfigError
 from metanas.head import Head
 from metanas.network import Network
-from metanas.operations import measuring
 from metanas.pruning import keep_above, keep_largest, prune
 from metanas.relaxation import STRATEGIES, Architecture, Mixture, Strategy, initial_architecture, relax
 from metanas.space import EdgeOperation, SearchSpace
+from metanas.statistics import measuring
 from metanas.task_network import extract
 
 TINY = SearchSpace(nodes=1, operations=("conv_3x3", "skip_connect"))

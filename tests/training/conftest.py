@@ -9,21 +9,58 @@ import pytest
 import torch
 from PIL import Image
 
+from metanas.backbone import build_backbone
+from metanas.genotypes import GENOTYPES
+from metanas.model import MetaModel
 from metanas.preprocessing import Preprocessing
+from metanas.relaxation import initial_architecture
 from metanas.schedule import Schedule
-from metanas.space import SearchSpace
+from metanas.space import NO_CELLS, ConvBlocks, Genotype, SearchSpace, Space
 from metanas_training.config import NetworkConfig, Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.state import State, new_state
 
 SIZE = 8
 
+FIXED = GENOTYPES["metanas_omniglot"]
+SPACES: dict[str, tuple[Space, Genotype | None]] = {
+    "searched": (SearchSpace(channels=4, image_size=SIZE, cells=2, reduction_cells=(1,), nodes=2), None),
+    "fixed": (SearchSpace(channels=4, image_size=SIZE, cells=2, reduction_cells=(1,)), FIXED),
+    "conv_blocks": (ConvBlocks(filters=8, blocks=2, image_size=SIZE), NO_CELLS),
+}
+
 MakeClasses = Callable[..., ImageClasses]
+MakeMeta = Callable[..., MetaModel]
 
 
 @pytest.fixture
 def small_space() -> SearchSpace:
     return SearchSpace(channels=4, image_size=SIZE)
+
+
+@pytest.fixture
+def make_meta() -> MakeMeta:
+    """A meta-model of random weights and, where tasks search, an unequal architecture."""
+
+    def make(kind: str = "searched", *, architecture_steps: int = 4, weight_steps: int = 4) -> MetaModel:
+        space, genotype = SPACES[kind]
+        torch.manual_seed(0)
+        weights = {name: value.detach().clone() for name, value in build_backbone(space, genotype).named_parameters()}
+        architecture = {}
+        if genotype is None:
+            assert isinstance(space, SearchSpace)
+            architecture = {name: 0.1 * torch.randn(value.shape) for name, value in initial_architecture(space).items()}
+        return MetaModel(
+            space=space,
+            genotype=genotype,
+            weights=weights,
+            architecture=architecture,
+            head_scale=10.0,
+            preprocessing=Preprocessing(height=SIZE, width=SIZE),
+            schedule=Schedule(architecture_steps=architecture_steps, weight_steps=weight_steps),
+        )
+
+    return make
 
 
 @pytest.fixture

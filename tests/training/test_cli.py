@@ -65,6 +65,18 @@ def test_training_writes_a_meta_model_its_json_and_tensorboard_scalars(pictures:
     assert main(_arguments(pictures, output)) == 2  # a second run does not overwrite the first
 
 
+def test_statistics_that_are_fitted_are_in_the_meta_model_as_the_log_says(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    done = subprocess.run(
+        [*TRAIN, *_arguments(pictures, output, "--meta-epochs", "1"), "--set", "fit_statistics=true"],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cross-entropy of single shots" in done.stderr
+    prior = load_meta(output / "meta.pt").prior
+    assert f"statistics of training images count as {'none' if prior is None else f'{prior.images:g}'}" in done.stderr
+
+
 def test_ctrl_c_leaves_a_checkpoint_that_continues_to_the_weights_of_an_uninterrupted_run(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

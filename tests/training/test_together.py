@@ -20,9 +20,9 @@ from torch.amp.grad_scaler import GradScaler
 import metanas_training.reptile
 import metanas_training.together
 from metanas.errors import InvalidConfigError
-from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing
 from metanas.schedule import Schedule
+from metanas.statistics import measuring
 from metanas.steps import operation_weights
 from metanas_training.config import NetworkConfig, Plan
 from metanas_training.episodes import generator_for, sample_episode

@@ -31,7 +31,8 @@ from metanas.preprocessing import Preprocessing
 from metanas_training.arguments import check_resume, default_output, parse, read_arguments
 from metanas_training.config import TrainingConfig
 from metanas_training.datasets import ROTATIONS, ImageClasses, data_root, default_preprocessing, load_classes
-from metanas_training.evaluate import evaluate, honest_scale, known_similarity
+from metanas_training.evaluate import evaluate
+from metanas_training.fitting import fitted_prior, honest_scale, known_similarity
 from metanas_training.group import Group, join_group
 from metanas_training.loop import Trainer
 from metanas_training.maml import spread
@@ -165,24 +166,23 @@ def _finish(
     meta = _meta_model(config, state, preprocessing, splits["train"].name)
     save_meta(output / "meta.pt", meta)
     logger.info("wrote %s; now %d validation and held-out tasks", output / "meta.pt", config.eval_tasks)
+    n_way = min(config.n_way, len(splits["val"]))
+    if config.fit_statistics:
+        prior = fitted_prior(meta, splits["train"], splits["val"], tasks=config.validation_tasks, seed=config.seed)
+        logger.info("statistics of training images count as %s", "none" if prior is None else f"{prior.images:g}")
+        meta = replace(meta, prior=prior)
     if config.fit_scale:
         fitted = honest_scale(
             meta,
             splits["val"],
-            n_way=min(config.n_way, len(splits["val"])),
+            n_way=n_way,
             n_shot=min(config.eval_shots, splits["val"].smallest - 1),
             tasks=config.validation_tasks,
             seed=config.seed,
         )
         logger.info("scale of the head: %.2f as learned, %.2f by validation tasks", meta.head_scale, fitted)
         meta = replace(meta, head_scale=fitted)
-    known = known_similarity(
-        meta,
-        splits["val"],
-        n_way=min(config.n_way, len(splits["val"])),
-        tasks=config.eval_tasks,
-        seed=config.seed,
-    )
+    known = known_similarity(meta, splits["val"], n_way=n_way, tasks=config.eval_tasks, seed=config.seed)
     meta = replace(meta, known_similarity=known)
     scores = _evaluate(meta, splits["test"], config)
     meta = replace(meta, provenance={**meta.provenance, "held_out": scores.to_dict()})

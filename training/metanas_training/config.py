@@ -206,8 +206,11 @@ class TrainingConfig:
     validations: int = 10
     """How often accuracy on validation classes is measured, over the whole run."""
     validation_tasks: int = 10
+    fit_statistics: bool = False
+    """Whether batch norm leans in the end on statistics of training images, as far as validation tasks are
+    the better for it (``fitting.fitted_prior``)."""
     fit_scale: bool = False
-    """Whether the scale of the head is in the end fitted to validation tasks (``evaluate.honest_scale``)."""
+    """Whether the scale of the head is in the end fitted to validation tasks (``fitting.honest_scale``)."""
     eval_tasks: int = 5
     eval_shots: int = 1
     eval_queries: int = 15

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from metanas.network import count_parameters
-from metanas.operations import measuring
 from metanas.preprocessing import Preprocessing, scale
 from metanas.pruning import prune
 from metanas.relaxation import Strategy
 from metanas.space import Genotype
+from metanas.statistics import measuring
 from metanas.task_network import extract
 from metanas_training.single_task import fixed_mixtures, run_mixture
 from metanas_training.single_task_images import Labelled

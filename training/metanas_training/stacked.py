@@ -16,7 +16,8 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from metanas.backbone import Backbone
-from metanas.operations import BatchNorm, measuring
+from metanas.operations import BatchNorm
+from metanas.statistics import measuring
 from metanas_training.config import Precision
 
 _LOW: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,7 +39,7 @@ def measure_statistics(
     weights: Mapping[str, Tensor] | None = None,
     skip_below: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The batch-norm statistics that ``operations.measuring`` would find for each task alone.
+    """The batch-norm statistics that ``statistics.measuring`` would find for each task alone.
 
     Args:
         network: of ``AdaptedTasks``; its own statistics stay as they are.

@@ -80,7 +80,12 @@ def follow(meta: MetaModel, episode: Episode, *, seed: int = 0, every: int = 5) 
         just_pruned = snapshot.mixtures is None and meta.searches and not any(point.pruned for point in points)
         if snapshot.step % every == 0 or snapshot.step == last or just_pruned:
             value = inductive_accuracy(
-                snapshot.network, snapshot.head, snapshot.weights, scaled, skip_below=meta.schedule.skip_below
+                snapshot.network,
+                snapshot.head,
+                snapshot.weights,
+                scaled,
+                skip_below=meta.schedule.skip_below,
+                prior=meta.prior,
             )
             points.append(Point(snapshot.step, snapshot.mixtures is None, value))
 
@@ -88,7 +93,9 @@ def follow(meta: MetaModel, episode: Episode, *, seed: int = 0, every: int = 5) 
         step, schedule = meta.schedule.architecture_steps, meta.schedule
         frames.append(_frame(step, schedule.temperature_end, trace.mixtures))
         weights = {name: mixture.rows for name, mixture in trace.mixtures.items()}
-        value = inductive_accuracy(trace.one_shot, trace.head, weights, scaled, skip_below=schedule.skip_below)
+        value = inductive_accuracy(
+            trace.one_shot, trace.head, weights, scaled, skip_below=schedule.skip_below, prior=meta.prior
+        )
         points.append(Point(step, False, value))
 
     adapt(meta, episode.support, seed=seed, on_snapshot=look, on_trace=look_before_pruning)

@@ -1,0 +1,114 @@
+"""What a finished meta-model still needs, found on classes it has not trained on.
+
+fitted_prior       training images, validation tasks  ->  prior statistics for batch norm, or none
+honest_scale       validation tasks                   ->  scale of the head
+known_similarity   validation tasks                   ->  threshold for what is known, after one shot
+"""
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from metanas.learner import adapt
+from metanas.model import MetaModel
+from metanas.preprocessing import scale
+from metanas.statistics import PriorStatistics, measure_prior
+from metanas.steps import operation_weights
+from metanas.trust import KNOWN_QUANTILE, calibrate, length_of_rows, similarity
+from metanas_training.datasets import ImageClasses
+from metanas_training.episodes import generator_for, sample_images
+from metanas_training.evaluate import check_loss, draw_tasks, prototype_cosines
+
+logger = logging.getLogger("metanas_training")
+
+FITTING = 10
+"""Place of the training images among the generators of a seed."""
+
+PRIOR_IMAGES = 256
+"""Training images whose statistics are measured."""
+
+FEW_WAYS = 5
+"""Classes of the tasks that choose the count: it matters where the images are few."""
+
+COUNTS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+"""How many images of a support set the prior statistics may count as."""
+
+
+def fitted_prior(
+    meta: MetaModel, training: ImageClasses, classes: ImageClasses, *, tasks: int, seed: int
+) -> PriorStatistics | None:
+    """Statistics of training images, counting as many as makes the labels of held-out images most probable.
+
+    Of tasks of single shots, where it counts most, before any step, each count at its own best temperature.
+
+    Args:
+        training: whose images are measured.
+        classes: of the validation split: the count is part of the meta-model.
+
+    Returns:
+        None if tasks do better on their own.
+    """
+    images, _ = sample_images(training, count=PRIOR_IMAGES, generator=generator_for(seed, FITTING))
+    inputs = scale(images, meta.preprocessing).contiguous(memory_format=torch.channels_last)
+    network, schedule = meta.build_network(), meta.schedule
+    weights = operation_weights(network, meta.architecture, schedule=schedule, temperature=schedule.temperature_start)
+    measured = measure_prior(network, weights, inputs, count_as=COUNTS[0])
+
+    def surprise(prior: PriorStatistics | None) -> float:
+        cosines, labels = [], []
+        for episode in draw_tasks(
+            classes, n_way=min(FEW_WAYS, len(classes)), n_shot=1, n_query=15, tasks=tasks, seed=seed
+        ):
+            cosines.append(
+                prototype_cosines(
+                    network,
+                    weights,
+                    episode,
+                    preprocessing=meta.preprocessing,
+                    skip_below=schedule.skip_below,
+                    prior=prior,
+                )
+            )
+            labels.append(episode.query_labels)
+        logits, right = meta.head_scale * torch.cat(cosines), torch.cat(labels)
+        return float(cross_entropy(logits / calibrate(logits, right), right))
+
+    found = {count: surprise(replace(measured, images=count)) for count in COUNTS}
+    alone, best = surprise(None), min(found, key=found.__getitem__)
+    logger.info("cross-entropy of single shots: %.4f nats an image without statistics of training images", alone)
+    logger.info("where they count as so many images: %s", ", ".join(f"{one:g}: {found[one]:.4f}" for one in COUNTS))
+    return replace(measured, images=best) if found[best] < alone else None
+
+
+def honest_scale(meta: MetaModel, classes: ImageClasses, *, n_way: int, n_shot: int, tasks: int, seed: int) -> float:
+    """The scale of the head under which prototypes give the right classes of held-out images the most probability.
+
+    A scale that was learned by telling many training classes apart promises too much of few unseen ones, and
+    single shots leave a task nothing to find its own temperature from.
+
+    Args:
+        classes: of the validation split: the scale is part of the meta-model.
+    """
+    start = replace(meta, schedule=replace(meta.schedule, architecture_steps=0, weight_steps=0))
+    logits, labels = [], []
+    for episode in draw_tasks(classes, n_way=n_way, n_shot=n_shot, n_query=15, tasks=tasks, seed=seed):
+        logits.append(adapt(start, episode.support, seed=seed).logits(episode.query_images))
+        labels.append(episode.query_labels)
+    return meta.head_scale / calibrate(torch.cat(logits), torch.cat(labels))
+
+
+@torch.no_grad()
+def known_similarity(meta: MetaModel, classes: ImageClasses, *, n_way: int, tasks: int, seed: int) -> float:
+    """The similarity to their class that all but ``KNOWN_QUANTILE`` of images exceed, after one shot of each class.
+
+    Args:
+        classes: of the validation split: the threshold is part of the meta-model.
+    """
+    found = []
+    for episode in draw_tasks(classes, n_way=n_way, n_shot=1, n_query=15, tasks=tasks, seed=seed):
+        with torch.enable_grad():
+            task = adapt(meta, episode.support, seed=seed, on_step=check_loss)
+        found.append(similarity(task.logits(episode.query_images), length_of_rows(task.network.head)))
+    return float(torch.quantile(torch.cat(found), KNOWN_QUANTILE))
