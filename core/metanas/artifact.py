@@ -200,10 +200,10 @@ def unpack(data: bytes, kind: str, *, name: str) -> tuple[dict[str, Any], dict[s
     version = content.get("version")
     if not isinstance(version, int):
         raise CorruptArtifactError(f"{name} has no version number; write it again")
-    known = VERSIONS.get(kind, 1)
-    if version > known:
+    newest = VERSIONS.get(kind, 1)
+    if version > newest:
         raise NewerVersionError(
-            f"{name} has format version {version}, this package reads up to {known}; upgrade metanas-edge"
+            f"{name} has format version {version}, this package reads up to {newest}; upgrade metanas-edge"
         )
     text, tensors = content.get("metadata"), content.get("tensors")
     if (

@@ -8,7 +8,7 @@ A support set of five images says little about mean and variance, and the error 
 meta-model may bring the statistics of its training images, which count as a number of images of their own: few
 images lean on them, many speak for themselves.
 
-Source: Schneider et al., arXiv 2006.16971, section 3, for images of a shifted distribution.
+Source: Schneider et al., arXiv 2006.16971, who blend for images of a shifted distribution.
 """
 
 import math

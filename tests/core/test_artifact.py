@@ -36,6 +36,7 @@ from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 
 From = Callable[[bytes], MetaModel | TaskModel]
+OF_LATER_FILES = {META_KIND: {"genotype", "known_similarity", "prior_images"}, TASK_KIND: {"trust"}}
 
 
 @pytest.fixture(scope="module")
@@ -251,9 +252,7 @@ def test_every_missing_part_of_either_file_is_an_error(written: Written) -> None
     data, model, read = written
     kind = META_KIND if isinstance(model, MetaModel) else TASK_KIND
     metadata, tensors = unpack(data, kind, name="x")
-    optional = (
-        {"genotype", "known_similarity", "prior_images"} if kind == META_KIND else {"trust"}
-    )  # files of before have none
+    optional = OF_LATER_FILES[kind]
     for key in metadata.keys() - optional:
         less = {name: value for name, value in metadata.items() if name != key}
         with pytest.raises(CorruptArtifactError, match=f"the file is incomplete or contradicts itself: '{key}'"):

@@ -1,6 +1,6 @@
 """How good a meta-model is on classes it has never seen.
 
-    prototype_accuracy   no adaptation: for a look during training; ``prototype_cosines`` are its scores
+    Start                nearest prototypes, no adaptation: for a look during training
     evaluate_task        one episode, learned and answered in both protocols  ->  TaskScore
     evaluate             many tasks in this process  ->  Evaluation (``scores``)
 
@@ -52,58 +52,52 @@ def _broken(what: str) -> NonFiniteError:
     return NonFiniteError(f"{what}: the meta-model is broken; train it again with lower learning rates")
 
 
-def prototype_accuracy(
-    network: Backbone,
-    weights: Mapping[str, Tensor] | None,
-    episode: Episode,
-    *,
-    preprocessing: Preprocessing,
-    skip_below: float,
-    prior: PriorStatistics | None = None,
-) -> float:
-    """Inductive accuracy of the nearest prototype, without adaptation: of ``prototype_cosines``.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What tasks are learned from, before any step: it answers by the nearest prototype.
 
-    Raises:
-        NonFiniteError: a score is infinite or no number.
+    Inductive: images are normalised as one alone will be. The network is in training mode before and after.
     """
-    cosines = prototype_cosines(
-        network, weights, episode, preprocessing=preprocessing, skip_below=skip_below, prior=prior
-    )
-    return _fraction_right(cosines.cpu(), episode.query_labels)
 
+    network: Backbone
+    weights: Mapping[str, Tensor] | None
+    """``steps.operation_weights``; None where the architecture is fixed."""
+    preprocessing: Preprocessing
+    skip_below: float
+    prior: PriorStatistics | None = None
 
-@torch.no_grad()
-def prototype_cosines(
-    network: Backbone,
-    weights: Mapping[str, Tensor] | None,
-    episode: Episode,
-    *,
-    preprocessing: Preprocessing,
-    skip_below: float,
-    prior: PriorStatistics | None = None,
-) -> Tensor:
-    """Cosine of each query image to each prototype, without adaptation, normalised as an image alone will be.
+    @staticmethod
+    def of(meta: MetaModel) -> "Start":
+        """That of a finished meta-model."""
+        network, schedule = meta.build_network(), meta.schedule
+        weights = operation_weights(
+            network, meta.architecture, schedule=schedule, temperature=schedule.temperature_start
+        )
+        return Start(network, weights, meta.preprocessing, schedule.skip_below, meta.prior)
 
-    Args:
-        network: left in training mode.
-        weights: ``learner.operation_weights``; None where the architecture is fixed.
-        prior: ``MetaModel.prior``.
+    @torch.no_grad()
+    def cosines(self, episode: Episode) -> Tensor:
+        """Of each query image to each prototype: ``(queries, n_way)``, on the CPU."""
+        device = next(self.network.parameters()).device
+        support = scale(episode.support.images.to(device), self.preprocessing)
+        with measuring(self.network, self.prior):
+            features = self.network(support, self.weights, skip_below=self.skip_below)
+        rows = prototypes(features, episode.support.labels.to(device), n_way=episode.support.n_way)
+        self.network.eval()
+        queries = _in_parts(
+            lambda part: self.network(part, self.weights, skip_below=self.skip_below),
+            scale(episode.query_images.to(device), self.preprocessing),
+        )
+        self.network.train()
+        return (torch.nn.functional.normalize(queries, dim=1) @ rows.T).cpu()
 
-    Returns:
-        ``(queries, n_way)``, where the network is.
-    """
-    device = next(network.parameters()).device
-    support = scale(episode.support.images.to(device), preprocessing)
-    with measuring(network, prior):
-        features = network(support, weights, skip_below=skip_below)
-    rows = prototypes(features, episode.support.labels.to(device), n_way=episode.support.n_way)
-    network.eval()
-    queries = _in_parts(
-        lambda part: network(part, weights, skip_below=skip_below),
-        scale(episode.query_images.to(device), preprocessing),
-    )
-    network.train()
-    return torch.nn.functional.normalize(queries, dim=1) @ rows.T
+    def accuracy(self, episode: Episode) -> float:
+        """Fraction of the query images whose nearest prototype is their class's.
+
+        Raises:
+            NonFiniteError: a score is infinite or no number.
+        """
+        return _fraction_right(self.cosines(episode), episode.query_labels)
 
 
 @torch.no_grad()
@@ -180,18 +174,7 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
     Raises:
         NonFiniteError: the answers, before or after adaptation, or a loss on the way are infinite or no numbers.
     """
-    network = meta.build_network()
-    start = operation_weights(
-        network, meta.architecture, schedule=meta.schedule, temperature=meta.schedule.temperature_start
-    )
-    prototype = prototype_accuracy(
-        network,
-        start,
-        episode,
-        preprocessing=meta.preprocessing,
-        skip_below=meta.schedule.skip_below,
-        prior=meta.prior,
-    )
+    prototype = Start.of(meta).accuracy(episode)
     queries = scale(episode.query_images, meta.preprocessing)
     traces: list[AdaptationTrace] = []
     started = time.perf_counter()

@@ -1,8 +1,10 @@
 """What a finished meta-model still needs, found on classes it has not trained on.
 
-fitted_prior       training images, validation tasks  ->  prior statistics for batch norm, or none
-honest_scale       validation tasks                   ->  scale of the head
-known_similarity   validation tasks                   ->  threshold for what is known, after one shot
+    fitted_prior       training images, validation tasks  ->  prior statistics for batch norm, or none
+    honest_scale       validation tasks                   ->  scale of the head
+    known_similarity   validation tasks                   ->  threshold for what is known, after one shot
+
+In this order: each is found with those before it in place.
 """
 
 import logging
@@ -15,11 +17,10 @@ from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.preprocessing import scale
 from metanas.statistics import PriorStatistics, measure_prior
-from metanas.steps import operation_weights
 from metanas.trust import KNOWN_QUANTILE, calibrate, length_of_rows, similarity
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_images
-from metanas_training.evaluate import check_loss, draw_tasks, prototype_cosines
+from metanas_training.evaluate import Start, check_loss, draw_tasks
 
 logger = logging.getLogger("metanas_training")
 
@@ -52,25 +53,15 @@ def fitted_prior(
     """
     images, _ = sample_images(training, count=PRIOR_IMAGES, generator=generator_for(seed, FITTING))
     inputs = scale(images, meta.preprocessing).contiguous(memory_format=torch.channels_last)
-    network, schedule = meta.build_network(), meta.schedule
-    weights = operation_weights(network, meta.architecture, schedule=schedule, temperature=schedule.temperature_start)
-    measured = measure_prior(network, weights, inputs, count_as=COUNTS[0])
+    start = Start.of(meta)
+    measured = measure_prior(start.network, start.weights, inputs, count_as=COUNTS[0])
+    n_way = min(FEW_WAYS, len(classes))
 
     def surprise(prior: PriorStatistics | None) -> float:
+        blended = replace(start, prior=prior)
         cosines, labels = [], []
-        for episode in draw_tasks(
-            classes, n_way=min(FEW_WAYS, len(classes)), n_shot=1, n_query=15, tasks=tasks, seed=seed
-        ):
-            cosines.append(
-                prototype_cosines(
-                    network,
-                    weights,
-                    episode,
-                    preprocessing=meta.preprocessing,
-                    skip_below=schedule.skip_below,
-                    prior=prior,
-                )
-            )
+        for episode in draw_tasks(classes, n_way=n_way, n_shot=1, n_query=15, tasks=tasks, seed=seed):
+            cosines.append(blended.cosines(episode))
             labels.append(episode.query_labels)
         logits, right = meta.head_scale * torch.cat(cosines), torch.cat(labels)
         return float(cross_entropy(logits / calibrate(logits, right), right))

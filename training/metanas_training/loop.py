@@ -31,7 +31,7 @@ from metanas_training.config import Plan, TrainingConfig
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode
 from metanas_training.errors import DatasetError, NonFiniteError, WorkerLostError, check_finite
-from metanas_training.evaluate import prototype_accuracy, sample_tasks
+from metanas_training.evaluate import Start, sample_tasks
 from metanas_training.group import Group
 from metanas_training.maml import MAML, initial_step_rates
 from metanas_training.meta_learner import ARCHITECTURE, NETWORK, Contribution, MetaLearner, MetaTask
@@ -361,18 +361,8 @@ class Trainer:
             tasks=config.validation_tasks,
             seed=VALIDATION_SEED,
         )
-        result = estimate(
-            [
-                prototype_accuracy(
-                    state.network,
-                    weights,
-                    episode,
-                    preprocessing=self.preprocessing,
-                    skip_below=config.search_skip_below,
-                )
-                for episode in episodes
-            ]
-        )
+        start = Start(state.network, weights, self.preprocessing, config.search_skip_below)
+        result = estimate([start.accuracy(episode) for episode in episodes])
         state.history.append({"step": done, "seconds": state.seconds, "accuracy": result.mean})
         return result.mean
 

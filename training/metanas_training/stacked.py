@@ -16,8 +16,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from metanas.backbone import Backbone
-from metanas.operations import BatchNorm
-from metanas.statistics import measuring
+from metanas.statistics import measuring, statistics_names
 from metanas_training.config import Precision
 
 _LOW: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,12 +49,7 @@ def measure_statistics(
     Returns:
         ``(tasks, channels)`` by the name of the buffer.
     """
-    norms = [name for name, module in network.named_modules() if isinstance(module, BatchNorm)]
-    statistics = {
-        f"{name}.{kind}": repeat(network.get_buffer(f"{name}.{kind}"), len(images))
-        for name in norms
-        for kind in ("mean", "variance")
-    }
+    statistics = {name: repeat(network.get_buffer(name), len(images)) for name in statistics_names(network)}
     with measuring(network):
         forward_each(
             network, {**dict(network.named_parameters()), **statistics}, images, weights, skip_below=skip_below
