@@ -38,11 +38,14 @@ from metanas.statistics import PriorStatistics
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
 from metanas.trust import Trust
+from metanas.variation import Variation
 
 META_KIND = "metanas-edge/meta-model"
 TASK_KIND = "metanas-edge/task-model"
-VERSIONS = {META_KIND: 2}
-"""Of the format, by kind; 1 where it is not named. Readers of version 1 would ignore prior statistics."""
+VERSIONS = {META_KIND: 3}
+"""Of the format, by kind; 1 where it is not named. Readers of 1 would ignore prior statistics, those of 2 variation."""
+
+_COVARIANCE = "variation/covariance"
 
 _TITLES = {META_KIND: "a meta-model (meta.pt)", TASK_KIND: "a task model (task_model.pt)"}
 
@@ -85,6 +88,7 @@ def meta_to_bytes(meta: MetaModel) -> bytes:
         "head_scale": meta.head_scale,
         "known_similarity": meta.known_similarity,
         "prior_images": None if meta.prior is None else meta.prior.images,
+        "variation": None if meta.variation is None else meta.variation.numbers(),
         "preprocessing": meta.preprocessing.to_dict(),
         "schedule": meta.schedule.to_dict(),
         "provenance": dict(meta.provenance),
@@ -95,6 +99,7 @@ def meta_to_bytes(meta: MetaModel) -> bytes:
         **{f"moments/{name}": value for name, value in meta.moments.items()},
         **{f"step_rates/{name}": value for name, value in meta.step_rates.items()},
         **({} if meta.prior is None else {f"prior/{name}": value for name, value in meta.prior.values.items()}),
+        **({} if meta.variation is None else {_COVARIANCE: meta.variation.covariance}),
     }
     return pack(META_KIND, metadata, tensors)
 
@@ -105,6 +110,7 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
     try:
         prior_images: Any = metadata.get("prior_images")
         prior = _under(tensors, "prior/")
+        variation: Any = metadata.get("variation")
         return MetaModel(
             space=space_from_dict(metadata["space"]),
             genotype=Genotype.from_dict(metadata["genotype"]) if metadata.get("genotype") else None,
@@ -113,6 +119,9 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
             head_scale=metadata["head_scale"],
             known_similarity=metadata.get("known_similarity"),
             prior=PriorStatistics(prior_images, prior) if prior or prior_images is not None else None,
+            variation=Variation(tensors[_COVARIANCE], **(variation or {}))
+            if variation or _COVARIANCE in tensors
+            else None,
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             schedule=Schedule.from_dict(metadata["schedule"]),
             moments=_under(tensors, "moments/"),

@@ -30,7 +30,7 @@ from metanas.errors import AdaptationCancelledError, InvalidTaskError
 from metanas.head import Head, balanced_cross_entropy
 from metanas.model import AdaptationReport, BudgetReport, MetaModel, TaskModel, total_parameters
 from metanas.network import Network, count_parameters
-from metanas.optimizer import Parameters, build_optimizer, collect_moments, set_rates
+from metanas.optimizer import HEAD, Parameters, build_optimizer, collect_moments, set_rates
 from metanas.preprocessing import scale
 from metanas.progress import StepReport
 from metanas.pruning import prune
@@ -145,6 +145,9 @@ class _Run:
             prior=meta.prior,
         )
         self.moments: Mapping[str, Tensor] = meta.moments
+        self.step_rates: Mapping[str, Tensor] = meta.step_rates
+        if meta.variation is not None:  # which brings the head's own
+            self.step_rates = {name: value for name, value in meta.step_rates.items() if not name.startswith(HEAD)}
         self.done = 0
         self.budget = Budget(schedule.max_parameters, schedule.max_multiply_adds)
         self.budget_report: BudgetReport | None = None
@@ -162,7 +165,7 @@ class _Run:
             temperature = step_temperature(step, schedule.architecture_steps, schedule)
             self._show(self.network, self.head, temperature)
             self._check()
-            set_rates(optimizer, self.meta.step_rates, step=self.done)
+            set_rates(optimizer, self.step_rates, step=self.done)
             rows = self.batches.next()
             weights = operation_weights(
                 self.network, self.architecture, schedule=schedule, temperature=temperature, generator=self.noise
@@ -176,6 +179,7 @@ class _Run:
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=schedule.skip_below,
+                variation=self.meta.variation,
                 penalty=(
                     None
                     if fixed is None or weights is None
@@ -194,7 +198,7 @@ class _Run:
         for _ in range(steps):
             self._show(task_network.network, task_network.head, None)
             self._check()
-            set_rates(optimizer, self.meta.step_rates, step=self.done)
+            set_rates(optimizer, self.step_rates, step=self.done)
             rows = self.batches.next()
             loss, logits = gradient_step(
                 task_network.network,
@@ -205,6 +209,7 @@ class _Run:
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=0.0,
+                variation=self.meta.variation,
             )
             self._tell("weights", loss, self.schedule.temperature_end, logits=logits, labels=self.labels[rows])
         self._show(task_network.network, task_network.head, None)
@@ -287,7 +292,9 @@ class _Run:
         return fitting
 
     def _optimizer(self, parameters: Parameters) -> Optimizer:
-        return build_optimizer(parameters, self.moments, schedule=self.schedule)
+        variation = self.meta.variation
+        head_rate = None if variation is None else variation.head_rate * variation.softening
+        return build_optimizer(parameters, self.moments, schedule=self.schedule, head_rate=head_rate)
 
     @torch.no_grad()
     def _mixtures(self, temperature: float) -> dict[str, Mixture]:

@@ -25,6 +25,7 @@ from metanas.statistics import PriorStatistics, statistics_names
 from metanas.task_network import TaskNetwork
 from metanas.tasks import SupportSet
 from metanas.trust import Trust
+from metanas.variation import Variation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class MetaModel:
     """Of images to their class's prototype after one shot, what all but a few exceed; None: unknown."""
     prior: PriorStatistics | None = None
     """Batch-norm statistics of training images; None: a task's support set speaks for itself."""
+    variation: Variation | None = None
+    """How features of one class vary, which the steps of a task reckon with; None: they do not. Takes plain steps."""
     genotype: Genotype | None = None
     """The fixed architecture; None: each task chooses its own from the search space."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +79,11 @@ class MetaModel:
         if self.prior is not None:
             buffers = {name: tuple(skeleton.get_buffer(name).shape) for name in statistics_names(skeleton)}
             _check_shapes("prior statistics", self.prior.values, buffers)
+        if self.variation is not None:
+            features = self.space.features
+            _check_shapes("variation", {"covariance": self.variation.covariance}, {"covariance": (features, features)})
+            if self.schedule.optimizer != "sgd":
+                raise InvalidConfigError("variation needs plain steps: set the schedule's optimizer to 'sgd'")
         if not (isinstance(self.head_scale, float) and 0 < self.head_scale < float("inf")):
             raise InvalidConfigError(f"head_scale must be a number above 0, got {self.head_scale!r}")
         known = self.known_similarity

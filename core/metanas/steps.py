@@ -20,6 +20,7 @@ from metanas.network import Network
 from metanas.relaxation import anneal, relax
 from metanas.schedule import Schedule
 from metanas.statistics import PriorStatistics, measuring
+from metanas.variation import Variation
 
 
 def operation_weights(
@@ -61,6 +62,7 @@ def gradient_step(
     skip_below: float,
     paths: Tensor | None = None,
     penalty: Tensor | None = None,
+    variation: Variation | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step on weights, head and architecture from one forward and one backward pass (equation 3).
 
@@ -71,12 +73,14 @@ def gradient_step(
         class_weights: ``(n_way,)``, what an image of each class counts.
         paths: ``Network.draw_paths``; None: no DropPath.
         penalty: added to the loss, 0-dimensional.
+        variation: of features within classes, which the loss reckons with.
 
     Returns:
         Loss (0-dimensional) and logits ``(batch, n_way)`` before the step, detached.
     """
     logits = head(network(images, weights, skip_below=skip_below, paths=paths))
-    loss = balanced_cross_entropy(logits, labels, class_weights)
+    judged = logits if variation is None else variation.harden(logits, labels, head.weight)
+    loss = balanced_cross_entropy(judged, labels, class_weights)
     if penalty is not None:
         loss = loss + penalty
     optimizer.zero_grad(set_to_none=True)

@@ -36,7 +36,7 @@ from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 
 From = Callable[[bytes], MetaModel | TaskModel]
-OF_LATER_FILES = {META_KIND: {"genotype", "known_similarity", "prior_images"}, TASK_KIND: {"trust"}}
+OF_LATER_FILES = {META_KIND: {"genotype", "known_similarity", "prior_images", "variation"}, TASK_KIND: {"trust"}}
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +207,9 @@ def _saved(value: Any) -> bytes:
         (_saved({"kind": META_KIND}), CorruptArtifactError, "x has no version number; write it again"),
         (_saved({"kind": META_KIND, "version": "1"}), CorruptArtifactError, "x has no version number"),
         (
-            _saved({"kind": META_KIND, "version": 3}),
+            _saved({"kind": META_KIND, "version": 4}),
             NewerVersionError,
-            "x has format version 3, this package reads up to 2; upgrade metanas-edge",
+            "x has format version 4, this package reads up to 3; upgrade metanas-edge",
         ),
         (_saved({"kind": META_KIND, "version": 1}), CorruptArtifactError, "x does not match its checksum; copy or"),
         (
@@ -343,7 +343,7 @@ def test_writing_into_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None
 
 def test_metadata_are_readable_json(meta: MetaModel) -> None:
     content = torch.load(io.BytesIO(meta_to_bytes(meta)), weights_only=True)
-    assert (content["kind"], content["version"]) == ("metanas-edge/meta-model", 2)
+    assert (content["kind"], content["version"]) == ("metanas-edge/meta-model", 3)
     assert json.loads(content["metadata"])["space"]["channels"] == 4
 
 

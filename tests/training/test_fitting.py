@@ -14,7 +14,7 @@ from metanas.schedule import Schedule
 from metanas.statistics import PriorStatistics
 from metanas.trust import calibrate
 from metanas_training.evaluate import draw_tasks
-from metanas_training.fitting import COUNTS, fitted_prior, honest_scale
+from metanas_training.fitting import COUNTS, VARIATION_TASKS, fitted_prior, honest_scale, measured_variation
 
 MakeMeta = Callable[..., MetaModel]
 FIRST = Schedule(architecture_steps=0, weight_steps=0)
@@ -67,3 +67,14 @@ def test_the_honest_scale_makes_the_labels_of_held_out_images_most_probable(
 
     for given in (0.5, 500.0):
         assert with_scale(honest_scale(replace(meta, head_scale=given), classes, **sizes)) < with_scale(given)
+
+
+def test_variation_is_measured_on_tasks_of_training_classes(make_meta: MakeMeta, make_classes: Any) -> None:
+    meta, alike, noisy = make_meta("conv_blocks"), make_classes(seed=1), make_classes(seed=1, noise=255)
+    sizes = {"n_way": 3, "n_shot": 2, "seed": 4, "strength": 2.0, "softening": 3.0, "head_rate": 0.5}
+    one, other = (measured_variation(meta, classes, **sizes) for classes in (alike, noisy))
+    assert (one.strength, one.softening, one.head_rate) == (2.0, 3.0, 0.5)
+    assert one.covariance.shape == (meta.space.features, meta.space.features)
+    assert 0 <= one.covariance.trace() < 0.5 * other.covariance.trace()
+    # Features have unit length: no class varies by more than 1, and a sample's variance by little more.
+    assert other.covariance.trace() < 1 + 1 / VARIATION_TASKS

@@ -32,7 +32,7 @@ from metanas_training.arguments import check_resume, default_output, parse, read
 from metanas_training.config import TrainingConfig
 from metanas_training.datasets import ROTATIONS, ImageClasses, data_root, default_preprocessing, load_classes
 from metanas_training.evaluate import evaluate
-from metanas_training.fitting import fitted_prior, honest_scale, known_similarity
+from metanas_training.fitting import fitted_prior, honest_scale, known_similarity, measured_variation
 from metanas_training.group import Group, join_group
 from metanas_training.loop import Trainer
 from metanas_training.maml import spread
@@ -182,6 +182,18 @@ def _finish(
         )
         logger.info("scale of the head: %.2f as learned, %.2f by validation tasks", meta.head_scale, fitted)
         meta = replace(meta, head_scale=fitted)
+    if config.variation_strength > 0:
+        variation = measured_variation(
+            meta,
+            splits["train"],
+            n_way=min(config.n_way, len(splits["train"])),
+            n_shot=min(config.eval_shots, splits["train"].smallest - 1),
+            seed=config.seed,
+            strength=config.variation_strength,
+            softening=config.variation_softening,
+            head_rate=config.variation_head_rate,
+        )
+        meta = replace(meta, variation=variation)
     known = known_similarity(meta, splits["val"], n_way=n_way, tasks=config.eval_tasks, seed=config.seed)
     meta = replace(meta, known_similarity=known)
     scores = _evaluate(meta, splits["test"], config)

@@ -211,6 +211,11 @@ class TrainingConfig:
     the better for it (``fitting.fitted_prior``)."""
     fit_scale: bool = False
     """Whether the scale of the head is in the end fitted to validation tasks (``fitting.honest_scale``)."""
+    variation_strength: float = 0.0
+    """How much steps of adaptation reckon with the variation of features within training classes; 0: not at all
+    (``metanas.variation``, ``fitting.measured_variation``). Takes plain steps."""
+    variation_softening: float = 3.0
+    variation_head_rate: float = 10.0
     eval_tasks: int = 5
     eval_shots: int = 1
     eval_queries: int = 15
@@ -237,6 +242,11 @@ class TrainingConfig:
         for name in ("augmentation", "recolouring"):
             if not 0 <= getattr(self, name) <= 10:
                 raise InvalidConfigError(f"{name} must be 0..10, got {getattr(self, name)}")
+        for name, least in (("variation_strength", 0), ("variation_softening", 1), ("variation_head_rate", 0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise InvalidConfigError(f"{name} must be at least {least} and finite, got {getattr(self, name)}")
+        if self.variation_strength and self.task.optimizer != "sgd":
+            raise InvalidConfigError('variation_strength takes plain steps: set optimizer = "sgd" in [task]')
         if not 0 <= self.seed < 2**63:
             raise InvalidConfigError(f"seed must be 0..2^63 - 1, got {self.seed}")
         if not 0 <= self.search_skip_below < self.task.threshold:

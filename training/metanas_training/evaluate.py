@@ -76,19 +76,25 @@ class Start:
         return Start(network, weights, meta.preprocessing, schedule.skip_below, meta.prior)
 
     @torch.no_grad()
-    def cosines(self, episode: Episode) -> Tensor:
-        """Of each query image to each prototype: ``(queries, n_way)``, on the CPU."""
+    def features(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        """Of the support and of the query images, ``(images, features)``."""
         device = next(self.network.parameters()).device
         support = scale(episode.support.images.to(device), self.preprocessing)
         with measuring(self.network, self.prior):
-            features = self.network(support, self.weights, skip_below=self.skip_below)
-        rows = prototypes(features, episode.support.labels.to(device), n_way=episode.support.n_way)
+            known = self.network(support, self.weights, skip_below=self.skip_below)
         self.network.eval()
         queries = _in_parts(
             lambda part: self.network(part, self.weights, skip_below=self.skip_below),
             scale(episode.query_images.to(device), self.preprocessing),
         )
         self.network.train()
+        return known, queries
+
+    @torch.no_grad()
+    def cosines(self, episode: Episode) -> Tensor:
+        """Of each query image to each prototype: ``(queries, n_way)``, on the CPU."""
+        known, queries = self.features(episode)
+        rows = prototypes(known, episode.support.labels.to(known.device), n_way=episode.support.n_way)
         return (torch.nn.functional.normalize(queries, dim=1) @ rows.T).cpu()
 
     def accuracy(self, episode: Episode) -> float:

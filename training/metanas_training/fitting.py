@@ -2,6 +2,7 @@
 
     fitted_prior       training images, validation tasks  ->  prior statistics for batch norm, or none
     honest_scale       validation tasks                   ->  scale of the head
+    measured_variation training classes                   ->  how features vary within a class
     known_similarity   validation tasks                   ->  threshold for what is known, after one shot
 
 In this order: each is found with those before it in place.
@@ -18,20 +19,24 @@ from metanas.model import MetaModel
 from metanas.preprocessing import scale
 from metanas.statistics import PriorStatistics, measure_prior
 from metanas.trust import KNOWN_QUANTILE, calibrate, length_of_rows, similarity
+from metanas.variation import Variation, within_class
 from metanas_training.datasets import ImageClasses
-from metanas_training.episodes import generator_for, sample_images
+from metanas_training.episodes import generator_for, sample_episode, sample_images
 from metanas_training.evaluate import Start, check_loss, draw_tasks
 
 logger = logging.getLogger("metanas_training")
 
-FITTING = 10
-"""Place of the training images among the generators of a seed."""
+FITTING, VARIATION = 10, 11
+"""Places of the training images among the generators of a seed: of their statistics, and of their tasks."""
 
 PRIOR_IMAGES = 256
 """Training images whose statistics are measured."""
 
 FEW_WAYS = 5
 """Classes of the tasks that choose the count: it matters where the images are few."""
+
+VARIATION_TASKS = 40
+"""Tasks of training classes from which ``measured_variation`` comes."""
 
 COUNTS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """How many images of a support set the prior statistics may count as."""
@@ -88,6 +93,35 @@ def honest_scale(meta: MetaModel, classes: ImageClasses, *, n_way: int, n_shot: 
         logits.append(adapt(start, episode.support, seed=seed).logits(episode.query_images))
         labels.append(episode.query_labels)
     return meta.head_scale / calibrate(torch.cat(logits), torch.cat(labels))
+
+
+def measured_variation(
+    meta: MetaModel,
+    training: ImageClasses,
+    *,
+    n_way: int,
+    n_shot: int,
+    seed: int,
+    strength: float,
+    softening: float,
+    head_rate: float,
+) -> Variation:
+    """How features vary within the classes that the meta-model was trained on, normalised as those of a task.
+
+    Args:
+        n_way, n_shot: of the tasks, whose images are normalised by their support set.
+        strength, softening, head_rate: see ``Variation``.
+    """
+    start = Start.of(meta)
+    sums, degrees = torch.zeros(meta.space.features, meta.space.features, dtype=torch.float64), 0
+    for task in range(VARIATION_TASKS):
+        generator = generator_for(seed, VARIATION, task)
+        episode = sample_episode(training, n_way=n_way, n_shot=n_shot, n_query=15, generator=generator)
+        products, free = within_class(
+            torch.cat(start.features(episode)), torch.cat((episode.support.labels, episode.query_labels))
+        )
+        sums, degrees = sums + products, degrees + free
+    return Variation((sums / degrees).float(), strength=strength, softening=softening, head_rate=head_rate)
 
 
 @torch.no_grad()
