@@ -7,6 +7,8 @@ falls (equations 3, 5, 7). 2. What weighs less than the threshold is removed: a 
 network holds the survivors. 3. Its weights learn on. Last, batch norm is frozen at the
 statistics of the support set, blended with those of meta-training if the meta-model brings
 them (``statistics``). Where the architecture is fixed, all steps are of the third kind.
+Where the meta-model says how features vary within a class, the loss reckons with it, and the head
+has learning rates of its own (``variation``).
 
 A pure function: it never changes the meta-model, and the same meta-model, support set,
 schedule, seed and number of threads give the same bits.
@@ -146,8 +148,9 @@ class _Run:
         )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.step_rates: Mapping[str, Tensor] = meta.step_rates
-        if meta.variation is not None:  # which brings the head's own
-            self.step_rates = {name: value for name, value in meta.step_rates.items() if not name.startswith(HEAD)}
+        if meta.variation is not None:
+            of_head = meta.variation.head_rates(steps=self.schedule.steps)
+            self.step_rates = {**self.step_rates, f"{HEAD}weight": of_head, f"{HEAD}bias": of_head}
         self.done = 0
         self.budget = Budget(schedule.max_parameters, schedule.max_multiply_adds)
         self.budget_report: BudgetReport | None = None
@@ -292,9 +295,7 @@ class _Run:
         return fitting
 
     def _optimizer(self, parameters: Parameters) -> Optimizer:
-        variation = self.meta.variation
-        head_rate = None if variation is None else variation.head_rate * variation.softening
-        return build_optimizer(parameters, self.moments, schedule=self.schedule, head_rate=head_rate)
+        return build_optimizer(parameters, self.moments, schedule=self.schedule)
 
     @torch.no_grad()
     def _mixtures(self, temperature: float) -> dict[str, Mixture]:

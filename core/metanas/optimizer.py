@@ -66,7 +66,6 @@ def build_optimizer(
     moments: Mapping[str, Tensor],
     *,
     schedule: Schedule,
-    head_rate: float | None = None,
 ) -> Optimizer:
     """Make the optimiser of one task.
 
@@ -75,10 +74,9 @@ def build_optimizer(
         moments: as ``collect_moments`` gives them; a name that is missing starts from zero. Plain
             steps have none.
         schedule: which optimiser, learning rates and weight decay.
-        head_rate: of plain steps on the head; None: as on all weights.
     """
     if schedule.optimizer == "sgd":
-        return _plain(parameters, schedule, head_rate)
+        return _plain(parameters, schedule)
     groups = [
         {
             "params": [*parameters.network.parameters(), *parameters.head.parameters()],
@@ -129,19 +127,19 @@ class _EagerSGD(_Eager, SGD):
     """Plain steps, eager."""
 
 
-def _plain(parameters: Parameters, schedule: Schedule, head_rate: float | None) -> SGD:
+def _plain(parameters: Parameters, schedule: Schedule) -> SGD:
     # A group for each parameter: each may have a learned rate of its own.
     of_weights = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
     of_architecture = {
         "lr": schedule.architecture_learning_rate,
         "weight_decay": schedule.architecture_weight_decay,
     }
-    of_head = of_weights if head_rate is None else {**of_weights, "lr": head_rate}
-
-    def options(name: str) -> dict[str, float]:
-        return of_architecture if name.startswith(ARCHITECTURE) else of_head if name.startswith(HEAD) else of_weights
-
-    return _EagerSGD([{"params": [value], "name": name, **options(name)} for name, value in parameters.named()])
+    return _EagerSGD(
+        [
+            {"params": [value], "name": name, **(of_architecture if name.startswith(ARCHITECTURE) else of_weights)}
+            for name, value in parameters.named()
+        ]
+    )
 
 
 def set_rates(optimizer: Optimizer, step_rates: Mapping[str, Tensor], *, step: int) -> None:

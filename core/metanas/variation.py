@@ -36,7 +36,8 @@ class Variation:
     softening: float
     """Logits are divided by it in the loss, so that what is classified right still has a gradient."""
     head_rate: float
-    """Learning rate of the head, times ``softening``, in plain steps: its rows are far longer than other weights."""
+    """Learning rate of the head at first, times ``softening``, in plain steps: its rows are far longer than other
+    weights."""
 
     def __post_init__(self) -> None:
         matrix = self.covariance
@@ -52,6 +53,10 @@ class Variation:
     def numbers(self) -> dict[str, float]:
         """All but the covariance, for files."""
         return {"strength": self.strength, "softening": self.softening, "head_rate": self.head_rate}
+
+    def head_rates(self, *, steps: int) -> Tensor:
+        """Learning rate of the head at each step of a task, ``(steps,)``: it falls linearly towards 0."""
+        return self.softening * self.head_rate * (1.0 - torch.arange(max(1, steps)) / max(1, steps))
 
     def harden(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """The logits that a step's cross-entropy takes.

@@ -146,6 +146,11 @@ def test_a_variation_of_other_features_or_for_adam_is_refused(meta: MetaModel) -
         replace(meta, schedule=replace(PLAIN, optimizer="adam"))
 
 
+def test_the_rate_of_the_head_falls_linearly_towards_0_by_hand() -> None:
+    assert variation_of(2, softening=2.0, head_rate=6.0).head_rates(steps=4).tolist() == [12.0, 9.0, 6.0, 3.0]
+    assert variation_of(2, softening=2.0, head_rate=6.0).head_rates(steps=0).tolist() == [12.0]
+
+
 def test_unit_length_is_what_counts() -> None:
     features, labels = torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 1])
     products, _ = within_class(features, labels)
