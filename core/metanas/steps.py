@@ -79,7 +79,7 @@ def gradient_step(
         Loss (0-dimensional) and logits ``(batch, n_way)`` before the step, detached.
     """
     logits = head(network(images, weights, skip_below=skip_below, paths=paths))
-    judged = logits if variation is None else variation.harden(logits, labels, head.weight)
+    judged = logits if variation is None else variation.harden(logits, labels, head.weight, class_weights)
     loss = balanced_cross_entropy(judged, labels, class_weights)
     if penalty is not None:
         loss = loss + penalty

@@ -32,7 +32,8 @@ class Variation:
     covariance: Tensor
     """``(features, features)`` float32, of unit-length features; ``within_class`` makes it."""
     strength: float
-    """What the covariance is multiplied by; 0: features vary no more than those of the support images."""
+    """What the covariance is multiplied by for a class of one shot; where there are more, they show part of it, and it
+    is divided by their number. 0: features vary no more than those of the support images."""
     softening: float
     """Logits are divided by it in the loss, so that what is classified right still has a gradient."""
     head_rate: float
@@ -58,13 +59,14 @@ class Variation:
         """Learning rate of the head at each step of a task, ``(steps,)``: it falls linearly towards 0."""
         return self.softening * self.head_rate * (1.0 - torch.arange(max(1, steps)) / max(1, steps))
 
-    def harden(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def harden(self, logits: Tensor, labels: Tensor, rows: Tensor, class_weights: Tensor) -> Tensor:
         """The logits that a step's cross-entropy takes.
 
         Args:
             logits: ``(batch, n_way)``.
             labels: int64 ``(batch,)``.
             rows: of the head that made them, ``(n_way, features)``.
+            class_weights: ``(n_way,)``, one over the shots of each class.
 
         Returns:
             ``(batch, n_way)``: each wrong class is more probable, the more so the further features vary from the right
@@ -73,7 +75,8 @@ class Variation:
         products = rows @ self.covariance.to(rows.device) @ rows.T
         own = products.diagonal()
         spread = own + own[labels].unsqueeze(1) - 2.0 * products[labels]
-        return (logits + 0.5 * self.strength * spread) / self.softening
+        strength = self.strength * class_weights[labels].unsqueeze(1)
+        return (logits + 0.5 * strength * spread) / self.softening
 
 
 def within_class(features: Tensor, labels: Tensor) -> tuple[Tensor, int]:

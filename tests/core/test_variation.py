@@ -42,16 +42,18 @@ def test_covariance_within_classes_by_hand() -> None:
 def test_hardened_logits_by_hand() -> None:
     variation = Variation(torch.diag(torch.tensor([0.5, 2.0])), strength=3.0, softening=2.0, head_rate=1.0)
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    hard = variation.harden(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([0, 2]), rows)
-    # Rows apart by (1,-1): 2.5; (0,1): 2; (1,0): 0.5. Three halves of that are added, then all is halved.
-    assert hard.tolist() == [[0.5, (2 + 3.75) / 2, (3 + 3) / 2], [(4 + 3) / 2, (5 + 0.75) / 2, 3.0]]
+    shots = torch.tensor([1.0, 1.0, 0.5])
+    hard = variation.harden(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([0, 2]), rows, shots)
+    # Rows apart by (1,-1): 2.5; (0,1): 2; (1,0): 0.5. Of the class of one shot three halves of that are added, of the
+    # one of two shots three quarters; then all is halved.
+    assert hard.tolist() == [[0.5, (2 + 3.75) / 2, (3 + 3) / 2], [(4 + 1.5) / 2, (5 + 0.375) / 2, 3.0]]
 
 
 def test_the_loss_bounds_the_expected_loss_of_varied_features() -> None:
     generator = torch.Generator().manual_seed(1)
     features, rows = torch.randn(5, 6, generator=generator), torch.randn(3, 6, generator=generator)
     labels, one = torch.tensor([0, 1, 2, 0, 1]), variation_of(6, strength=1.5, softening=1.0)
-    bound = cross_entropy(one.harden(features @ rows.T, labels, rows), labels)
+    bound = cross_entropy(one.harden(features @ rows.T, labels, rows, torch.ones(3)), labels)
     factor = torch.linalg.cholesky(1.5 * one.covariance + 1e-6 * torch.eye(6))
     noise = torch.randn(20_000, 5, 6, generator=generator) @ factor.T
     sampled = cross_entropy(((features + noise) @ rows.T).flatten(0, 1), labels.repeat(20_000))
