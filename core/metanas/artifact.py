@@ -110,7 +110,6 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
     try:
         prior_images: Any = metadata.get("prior_images")
         prior = _under(tensors, "prior/")
-        variation: Any = metadata.get("variation")
         return MetaModel(
             space=space_from_dict(metadata["space"]),
             genotype=Genotype.from_dict(metadata["genotype"]) if metadata.get("genotype") else None,
@@ -119,9 +118,7 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
             head_scale=metadata["head_scale"],
             known_similarity=metadata.get("known_similarity"),
             prior=PriorStatistics(prior_images, prior) if prior or prior_images is not None else None,
-            variation=Variation(tensors[_COVARIANCE], **(variation or {}))
-            if variation or _COVARIANCE in tensors
-            else None,
+            variation=_variation(metadata.get("variation"), tensors),
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             schedule=Schedule.from_dict(metadata["schedule"]),
             moments=_under(tensors, "moments/"),
@@ -130,6 +127,12 @@ def meta_from_bytes(data: bytes, *, name: str = "the file") -> MetaModel:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptArtifactError(f"{name} is incomplete or contradicts itself: {error}") from error
+
+
+def _variation(numbers: Any, tensors: Mapping[str, Tensor]) -> Variation | None:
+    if numbers is None and _COVARIANCE not in tensors:
+        return None
+    return Variation(tensors[_COVARIANCE], **numbers)
 
 
 def task_to_bytes(task: TaskModel) -> bytes:

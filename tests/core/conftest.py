@@ -1,12 +1,15 @@
 """Meta-models and support sets small enough to adapt in a fraction of a second."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from metanas.artifact import load_meta, save_meta
 from metanas.backbone import build_backbone
+from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.network import channels_last
 from metanas.optimizer import STEP
@@ -31,6 +34,21 @@ FIXED = Genotype(
 
 MakeMeta = Callable[..., MetaModel]
 MakeSupport = Callable[..., SupportSet]
+
+
+@pytest.fixture(scope="session")
+def after_file() -> Callable[[MetaModel, SupportSet, Path], MetaModel]:
+    """What is read of the file that a meta-model is written to; a task learned from either has the same bits."""
+
+    def read_back(meta: MetaModel, support: SupportSet, folder: Path) -> MetaModel:
+        save_meta(folder / "meta.pt", meta)
+        loaded = load_meta(folder / "meta.pt")
+        one, other = (adapt(each, support).network.state_dict() for each in (loaded, meta))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+        return loaded
+
+    return read_back
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""What a finished meta-model still needs, found on classes it has not trained on.
+"""What a finished meta-model still needs, found once its weights no longer move.
 
-    fitted_prior       training images, validation tasks  ->  prior statistics for batch norm, or none
-    honest_scale       validation tasks                   ->  scale of the head
-    measured_variation training classes                   ->  how features vary within a class
-    known_similarity   validation tasks                   ->  threshold for what is known, after one shot
+    fitted_prior        training images, validation tasks  ->  prior statistics for batch norm, or none
+    honest_scale        validation tasks                   ->  scale of the head
+    measured_variation  training classes                   ->  how features vary within a class
+    known_similarity    validation tasks                   ->  threshold for what is known, after one shot
 
 In this order: each is found with those before it in place.
 """
@@ -27,7 +27,7 @@ from metanas_training.evaluate import Start, check_loss, draw_tasks
 logger = logging.getLogger("metanas_training")
 
 FITTING, VARIATION = 10, 11
-"""Places of the training images among the generators of a seed: of their statistics, and of their tasks."""
+"""Places among the generators of a seed: of the images of ``fitted_prior``, of the tasks of ``measured_variation``."""
 
 PRIOR_IMAGES = 256
 """Training images whose statistics are measured."""
