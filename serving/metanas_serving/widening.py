@@ -6,14 +6,18 @@ ONNX Runtime keeps channels together in blocks of a register's width, but leaves
 tensor whose channels do not fill whole blocks, and at every multiplication by a number a channel. So here
 
 * channels are padded to whole blocks; what is padded is zero everywhere, and no weight reads it;
-* ``gain * x + offset`` after a pooling or a skip becomes one depthwise 1x1 convolution, into which the
-  runtime also puts the sum that follows;
+* a sum with ``gain * x + offset``, of a pooling or a skip, is kept divided by ``gain``: then ``x`` needs no pass of its
+  own, the convolution that it is added to has its weights divided, and who reads the sum has them multiplied. Gains
+  are positive, so ReLU and poolings may come between. The runtime makes the convolution and the sum one kernel;
+* where that cannot be, ``gain * x + offset`` becomes a depthwise 1x1 convolution;
+* the ReLU of a concatenation is that of its parts, which kernels before it do on their way, or which is there already;
 * the head is taken off: it scores the features of one image at a time, so that an image's scores cannot
   depend on the others that are computed with it.
 
 The function stays the same, to rounding. Knows ONNX and the graphs of ``metanas_export.graph``; no runtime.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +32,9 @@ BLOCK_CHANNELS = 16
 
 FEATURES = "features"
 """The body's output, float32 ``(batch, padded channels, 1, 1)``."""
+
+# Sums are divided by gains between these; others would leave float32 too little room.
+_LEAST_SCALE, _MOST_SCALE = 1e-4, 1e4
 
 _HEAD = ("Flatten", "ReduceL2", "Max", "Div", "Gemm")
 
@@ -49,9 +56,12 @@ class Head:
     """``(classes,)``."""
     epsilon: float
     """The least length that features are divided by."""
+    scale: Floats
+    """``(padded channels,)``, positive: what the body's features are to be multiplied by."""
 
     def logits(self, features: Floats) -> Floats:
         """Score features ``(batch, padded channels)``, each row and each class by itself: ``(batch, classes)``."""
+        features = features * self.scale
         lengths = np.sqrt((features * features).sum(axis=1, keepdims=True))
         units = features / np.maximum(lengths, np.float32(self.epsilon))
         # Not a product of matrices: that may round a class differently by its place among the others.
@@ -99,14 +109,22 @@ def widened(model: onnx.ModelProto) -> Widened:
 
 
 class _Walk:
-    """Goes through a graph from its input, and knows of each tensor which channels are real."""
+    """Goes through a graph from its input, and knows of each tensor how it is kept."""
 
     def __init__(self, model: onnx.ModelProto, image: str, *, channels: int) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Floats] = {}
         self._given = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
-        self._masks: dict[str, Mask] = {image: np.ones(channels, dtype=np.bool_)}
+        self._readers: defaultdict[str, list[str]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers[name].append(node.op_type)
+        self._kept = {image: _Kept(np.ones(channels, dtype=np.bool_), np.ones(channels, dtype=np.float32))}
         self._gained: dict[str, onnx.NodeProto] = {}
+        self._lines: dict[str, _Line] = {}
+        self._convs: dict[str, onnx.NodeProto] = {}
+        self._relus: dict[str, str] = {}
+        self._concats: dict[str, onnx.NodeProto] = {}
 
     def take(self, node: onnx.NodeProto) -> None:
         """Add what becomes of a node."""
@@ -115,7 +133,7 @@ class _Walk:
             "Mul": self._mul,
             "Add": self._add,
             "Concat": self._concat,
-            "Relu": self._as_it_is,
+            "Relu": self._relu,
             "MaxPool": self._as_it_is,
             "AveragePool": self._as_it_is,
             "GlobalAveragePool": self._as_it_is,
@@ -127,41 +145,65 @@ class _Walk:
     def head(self, nodes: Sequence[onnx.NodeProto]) -> Head:
         """The head that ends the graph."""
         flatten, _, at_least, _, scores = nodes
-        mask = self._mask(flatten.input[0])
+        kept = self._read(flatten.input[0])
         given = self._given[scores.input[1]]
-        weight = np.zeros((len(given), len(mask)), dtype=np.float32)
-        weight[:, mask] = given
-        return Head(weight, self._given[scores.input[2]].copy(), self._given[at_least.input[1]].item())
+        weight = np.zeros((len(given), len(kept.mask)), dtype=np.float32)
+        weight[:, kept.mask] = given
+        epsilon = self._given[at_least.input[1]].item()
+        return Head(weight, self._given[scores.input[2]].copy(), epsilon, kept.scale)
 
-    def _mask(self, name: str) -> Mask:
-        if name not in self._masks:
+    def _read(self, name: str) -> "_Kept":
+        """How a tensor is kept that is to be there now."""
+        if name in self._lines:
+            self._add_line(self._lines.pop(name), output=name)
+        if name not in self._kept:
             raise UnknownGraphError(f"{name} is not calculated from the images alone")
-        return self._masks[name]
+        return self._kept[name]
 
     def _as_it_is(self, node: onnx.NodeProto) -> None:
-        self._masks[node.output[0]] = self._mask(node.input[0])
+        self._kept[node.output[0]] = self._read(node.input[0])
         self.nodes.append(node)
 
+    def _relu(self, node: onnx.NodeProto) -> None:
+        concat = self._concats.pop(node.input[0], None)
+        if concat is None:
+            self._relus[node.input[0]] = node.output[0]
+            self._as_it_is(node)
+            return
+        for part in concat.input:
+            if part not in self._relus:
+                self._relu(helper.make_node("Relu", [part], [f"{part}/rectified"], name=f"{part}/rectified"))
+        parts = [self._relus[part] for part in concat.input]
+        self._concat(helper.make_node("Concat", parts, list(node.output), name=concat.name, axis=1))
+
     def _concat(self, node: onnx.NodeProto) -> None:
-        self._masks[node.output[0]] = np.concatenate([self._mask(name) for name in node.input])
+        if self._readers[node.output[0]] == ["Relu"]:
+            self._concats[node.output[0]] = node
+            return
+        parts = [self._read(name) for name in node.input]
+        self._kept[node.output[0]] = _Kept(
+            np.concatenate([part.mask for part in parts]), np.concatenate([part.scale for part in parts])
+        )
         self.nodes.append(node)
 
     def _conv(self, node: onnx.NodeProto) -> None:
         attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        given, source = self._given[node.input[1]], self._mask(node.input[0])
+        given, source = self._given[node.input[1]], self._read(node.input[0])
         groups = attributes.get("group", 1)
         if groups == 1:
             target = _padded(len(given))
-            weight = np.zeros((len(target), len(source), *given.shape[2:]), dtype=np.float32)
-            weight[np.ix_(target, source)] = given
-        elif groups == len(given) == np.count_nonzero(source) and given.shape[1] == 1:
-            target = source
-            weight = _spread(given, target)
+            weight = np.zeros((len(target), len(source.mask), *given.shape[2:]), dtype=np.float32)
+            weight[np.ix_(target, source.mask)] = given
+            weight *= source.scale[:, np.newaxis, np.newaxis]
+        elif groups == len(given) == np.count_nonzero(source.mask) and given.shape[1] == 1:
+            target = source.mask
+            weight = _spread(given, target) * source.scale[:, np.newaxis, np.newaxis, np.newaxis]
             attributes["group"] = len(target)
         else:
             raise UnknownGraphError(f"{node.name} has {groups} groups")
-        self._add_conv(node, weight, target, bias=self._given[node.input[2]] if len(node.input) > 2 else None)
-        self.nodes.append(helper.make_node("Conv", list(node.input), list(node.output), name=node.name, **attributes))
+        bias = _spread(self._given[node.input[2]], target) if len(node.input) > 2 else None
+        conv = helper.make_node("Conv", list(node.input), list(node.output), name=node.name, **attributes)
+        self._add_conv(conv, target, weight=weight, bias=bias)
 
     def _mul(self, node: onnx.NodeProto) -> None:
         """Half of ``gain * x + offset``: kept until its other half comes."""
@@ -170,31 +212,106 @@ class _Walk:
         self._gained[node.output[0]] = node
 
     def _add(self, node: onnx.NodeProto) -> None:
-        gain = self._gained.pop(node.input[0], None)
-        if gain is None or node.input[1] not in self._given:
-            first, second = (self._mask(name) for name in node.input)
-            if not np.array_equal(first, second):
-                raise UnknownGraphError(f"{node.name} adds channels of different places")
-            self._as_it_is(node)
+        gained = self._gained.pop(node.input[0], None)
+        if gained is None or node.input[1] not in self._given:
+            self._sum(node)
             return
-        target = self._mask(gain.input[0])
+        kept = self._read(gained.input[0])
+        gain, offset = (_spread(self._given[name].reshape(-1), kept.mask) for name in (gained.input[1], node.input[1]))
+        self._lines[node.output[0]] = _Line(node.name, gained.input[0], gain * kept.scale, offset)
+
+    def _sum(self, node: onnx.NodeProto) -> None:
+        """Two tensors, kept by one scale: that of the first, or of what a gain is spared by."""
+        first, second = node.input
+        mask = self._mask(first)
+        if not np.array_equal(mask, self._mask(second)):
+            raise UnknownGraphError(f"{node.name} adds channels of different places")
+        for name, other in ((second, first), (first, second)):
+            line = self._lines.get(name)
+            if line is None or not _is_scale(line.gain[mask]):
+                continue
+            self._read(other)
+            if self._is_free(other):
+                scale = np.where(mask, line.gain, np.float32(1))
+                self._rescale(other, scale, offset=line.offset)
+                self._add_sum(node, line.source, other, _Kept(mask, scale))
+                return
+        kept, other_kept = self._read(first), self._read(second)
+        if not np.array_equal(kept.scale, other_kept.scale):
+            if not self._is_free(second):
+                raise UnknownGraphError(f"{node.name} adds tensors of different scales")
+            self._rescale(second, kept.scale)
+        self._add_sum(node, first, second, kept)
+
+    def _mask(self, name: str) -> Mask:
+        line = self._lines.get(name)
+        return self._read(name).mask if line is None else self._kept[line.source].mask
+
+    def _is_free(self, name: str) -> bool:
+        """Whether a convolution gives a tensor, and only the sum at hand reads it."""
+        return name in self._convs and self._readers[name] == ["Add"]
+
+    def _rescale(self, name: str, scale: Floats, *, offset: Floats | None = None) -> None:
+        """Have a convolution give its result, and an offset, divided by a scale."""
+        conv = self._convs[name]
+        self.constants[conv.input[1]] /= scale[:, np.newaxis, np.newaxis, np.newaxis]
+        if offset is not None and len(conv.input) == 2:
+            conv.input.append(f"{conv.name}/offset")
+            self.constants[conv.input[2]] = np.zeros_like(offset)
+        if len(conv.input) > 2:
+            bias = self.constants[conv.input[2]]
+            self.constants[conv.input[2]] = (bias if offset is None else bias + offset) / scale
+
+    def _add_sum(self, node: onnx.NodeProto, first: str, second: str, kept: "_Kept") -> None:
+        self._kept[node.output[0]] = kept
+        self.nodes.append(helper.make_node("Add", [first, second], list(node.output), name=node.name))
+
+    def _add_line(self, line: "_Line", *, output: str) -> None:
+        """Add ``gain * x + offset`` as a convolution."""
         conv = helper.make_node(
             "Conv",
-            [gain.input[0], gain.input[1], node.input[1]],
-            list(node.output),
-            name=node.name,
+            [line.source, f"{line.name}/gain", f"{line.name}/offset"],
+            [output],
+            name=line.name,
             kernel_shape=[1, 1],
-            group=len(target),
+            group=len(line.gain),
         )
-        weight = _spread(self._given[gain.input[1]].reshape(-1, 1, 1, 1), target)
-        self._add_conv(conv, weight, target, bias=self._given[node.input[1]].reshape(-1))
+        weight = line.gain.reshape(-1, 1, 1, 1)
+        self._add_conv(conv, self._kept[line.source].mask, weight=weight, bias=line.offset)
+
+    def _add_conv(self, conv: onnx.NodeProto, target: Mask, *, weight: Floats, bias: Floats | None) -> None:
+        self.constants[conv.input[1]] = weight.copy()
+        if bias is not None:
+            self.constants[conv.input[2]] = bias
+        self._kept[conv.output[0]] = _Kept(target, np.ones(len(target), dtype=np.float32))
+        self._convs[conv.output[0]] = conv
         self.nodes.append(conv)
 
-    def _add_conv(self, node: onnx.NodeProto, weight: Floats, target: Mask, *, bias: Floats | None) -> None:
-        self.constants[node.input[1]] = weight
-        if bias is not None:
-            self.constants[node.input[2]] = _spread(bias, target)
-        self._masks[node.output[0]] = target
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How the channels of a tensor are kept."""
+
+    mask: Mask
+    """Which are real; the others are zero."""
+    scale: Floats
+    """Positive: a value is that of the task's own graph divided by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """``gain * x + offset``, not yet calculated."""
+
+    name: str
+    source: str
+    gain: Floats
+    """Of the source as it is kept."""
+    offset: Floats
+
+
+def _is_scale(gains: Floats) -> bool:
+    """Whether a sum may be divided by these numbers."""
+    return bool(np.all((gains >= _LEAST_SCALE) & (gains <= _MOST_SCALE)))
 
 
 def _padded(channels: int) -> Mask:

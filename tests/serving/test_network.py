@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from metanas.genotypes import named_genotype
 from metanas.learner import adapt
@@ -37,6 +37,15 @@ def every_operation():
     return Genotype(normal=cell, reduction=cell)
 
 
+def with_poolings():
+    """A node that adds a pooling to a convolution, and one that adds two poolings."""
+    cell = (
+        (EdgeOperation(0, "conv_1x5_5x1", 0.7), EdgeOperation(1, "max_pool_3x3", 0.4)),
+        (EdgeOperation(0, "avg_pool_3x3", 0.8), EdgeOperation(2, "max_pool_3x3", 0.3)),
+    )
+    return Genotype(normal=cell, reduction=cell)
+
+
 SPACES = {
     "every operation, halved at both ends": (
         SearchSpace(channels=6, cells=3, reduction_cells=(0, 2), nodes=2, inputs_per_node=7),
@@ -49,6 +58,10 @@ SPACES = {
     "channels that fill their blocks": (
         SearchSpace(channels=16, cells=2, reduction_cells=(1,), nodes=2, inputs_per_node=7),
         every_operation(),
+    ),
+    "a convolution and a pooling, two poolings": (
+        SearchSpace(channels=5, cells=2, reduction_cells=(0,), nodes=2),
+        with_poolings(),
     ),
     "plain blocks": (ConvBlocks(filters=8), NO_CELLS),
 }
@@ -85,6 +98,47 @@ def test_a_network_of_a_shared_session_scores_as_the_file_does(learn, name):
     expected = as_it_is(file, noise(11))
     found = Networks(CPU).load(file).run(noise(11))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.0, 1e-6, 1e6])
+def test_gains_that_a_sum_cannot_be_divided_by_are_multiplied_with(learn, gain):
+    model = onnx.load_model_from_string(learn("every operation, halved at both ends"))
+    changed = {node.input[1] for node in model.graph.node if node.op_type == "Mul"}
+    assert len(changed) > 10
+    for constant in model.graph.initializer:
+        if constant.name in changed:
+            value = numpy_helper.to_array(constant).copy()
+            value[:, ::2] *= gain
+            constant.CopyFrom(numpy_helper.from_array(value, constant.name))
+    file = model.SerializeToString()
+    expected = as_it_is(file, noise(5))
+    networks = Networks(CPU)
+    network = networks.load(file)
+    assert networks.sessions == 1  # not run as it is
+    np.testing.assert_allclose(network.run(noise(5)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_pooling_that_is_added_to_something_takes_no_pass_of_its_own(learn):
+    model = onnx.load_model_from_string(learn("a convolution and a pooling, two poolings"))
+    assert [node.op_type for node in model.graph.node].count("Mul") == 6  # three for each of the cells
+    body = widened(model).body
+    gains = [node for node in body.graph.node if node.op_type == "Conv" and _is_gain(node)]
+    assert len(gains) == 2  # the second pooling of two
+
+
+def _is_gain(conv):
+    attributes = {one.name: helper.get_attribute_value(one) for one in conv.attribute}
+    return attributes["kernel_shape"] == [1, 1] and attributes.get("group", 1) > 1
+
+
+def test_a_concatenation_is_rectified_part_by_part(learn):
+    model = onnx.load_model_from_string(learn("a convolution and a pooling, two poolings"))
+    body = widened(model).body
+    concats = [node for node in body.graph.node if node.op_type == "Concat"]
+    rectified = {node.output[0] for node in body.graph.node if node.op_type == "Relu"}
+    read_by_relu = {node.input[0] for node in body.graph.node if node.op_type == "Relu"}
+    assert [set(concat.input) <= rectified for concat in concats] == [True, False]  # features are not rectified
+    assert not read_by_relu & {concat.output[0] for concat in concats}
 
 
 @pytest.mark.parametrize("name", SPACES)
