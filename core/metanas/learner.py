@@ -295,7 +295,7 @@ class _Run:
         return fitting
 
     def _optimizer(self, parameters: Parameters) -> Optimizer:
-        return build_optimizer(parameters, self.moments, schedule=self.schedule)
+        return build_optimizer(parameters, self.moments, schedule=self.schedule, rated=self.step_rates)
 
     @torch.no_grad()
     def _mixtures(self, temperature: float) -> dict[str, Mixture]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from metanas.head import Head
-from metanas.optimizer import STEP, Parameters, build_optimizer, collect_moments
+from metanas.optimizer import STEP, Parameters, build_optimizer, collect_moments, set_rates
 from metanas.schedule import Schedule
 
 RATES = Schedule(learning_rate=0.1, architecture_learning_rate=0.01, architecture_weight_decay=0.0)
@@ -120,6 +120,24 @@ def test_steps_are_those_of_torchs_adam_to_the_bit() -> None:
             parameter.grad = gradient.clone()
             optimizer.step()
     assert torch.equal(parameters.network.values, plain)
+
+
+def test_plain_steps_take_the_rate_of_their_group_or_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameters = Parameters(
+        _Weights(torch.randn(50, generator=generator)), Head(3, 2), {"alpha": torch.ones(4, requires_grad=True)}
+    )
+    schedule = replace(RATES, optimizer="sgd")
+    optimizer = build_optimizer(parameters, {}, schedule=schedule, rated=["head.bias"])
+    before, expected = {name: value.detach().clone() for name, value in parameters.named()}, {}
+    for name, value in parameters.named():
+        value.grad = torch.randn(value.shape, generator=generator)
+        rate = {"head.bias": 0.7, "architecture.alpha": 0.01}.get(name, 0.1)
+        expected[name] = before[name].add(value.grad, alpha=-rate)
+    set_rates(optimizer, {"head.bias": torch.tensor([0.3, 0.7])}, step=5)
+    optimizer.step()
+    assert all(torch.equal(value, expected[name]) for name, value in parameters.named())
+    assert len(optimizer.param_groups) == 3  # not one for each parameter
 
 
 _LEARN = """
