@@ -8,7 +8,8 @@ network holds the survivors. 3. Its weights learn on. Last, batch norm is frozen
 statistics of the support set, blended with those of meta-training if the meta-model brings
 them (``statistics``). Where the architecture is fixed, all steps are of the third kind.
 Where the meta-model says how features vary within a class, the loss reckons with it, and the head
-has learning rates of its own (``variation``).
+has learning rates of its own (``variation``): unless the support images are unlike those of meta-training, which the
+report then says.
 
 A pure function: it never changes the meta-model, and the same meta-model, support set,
 schedule, seed and number of threads give the same bits.
@@ -21,6 +22,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.optim import Optimizer
 
 from metanas.augmentation import distort
@@ -48,6 +50,10 @@ from metanas.trust import measure
 NOISE, DISTORTIONS = 0x9E3779B9, 0x517CC1B7
 """Keep the draws of Gumbel noise and of distortions apart from those of the batches, which start from the same seed."""
 
+
+MOST_CHANGE = 0.6
+"""Of features (1 less their cosine similarity), times the prior's share in the statistics that a task answers with:
+found with the bundled meta-models, whose own kind of pictures change less and others more."""
 
 BUDGET_IMAGES = 40
 """Support images, at most, by whose loss architectures are compared that fit a budget."""
@@ -148,14 +154,33 @@ class _Run:
         )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.step_rates: Mapping[str, Tensor] = meta.step_rates
-        if meta.variation is not None:
-            of_head = meta.variation.head_rates(steps=self.schedule.steps)
+        self.is_unlike = meta.variation is not None and self._is_unlike()
+        self.variation = None if self.is_unlike else meta.variation
+        if self.variation is not None:
+            of_head = self.variation.head_rates(steps=self.schedule.steps)
             self.step_rates = {**self.step_rates, f"{HEAD}weight": of_head, f"{HEAD}bias": of_head}
         self.done = 0
         self.budget = Budget(schedule.max_parameters, schedule.max_multiply_adds)
         self.budget_report: BudgetReport | None = None
         if self.budget:
             self._check_budget()
+
+    @torch.no_grad()
+    def _is_unlike(self) -> bool:
+        """Whether features change more than those of meta-training's pictures if they are normalised as in steps.
+
+        Steps normalise with their batch alone, answers with the statistics of meta-training as well. Where that is not
+        much the same, a head that moves fast learns what is not asked of it.
+        """
+        if self.meta.prior is None:
+            return False
+        weights = operation_weights(
+            self.network, self.architecture, schedule=self.schedule, temperature=self.schedule.temperature_start
+        )
+        features = self.network(self.images, weights, skip_below=self.schedule.skip_below)
+        change = 1.0 - functional.cosine_similarity(features, self.start_features, dim=1).mean().item()
+        share = self.meta.prior.images / (self.meta.prior.images + len(self.images))
+        return not change <= MOST_CHANGE * share
 
     def learn_architecture(self) -> tuple[Genotype, dict[str, Mixture]]:
         """Move weights and architecture together while the temperature falls; say what survives."""
@@ -182,7 +207,7 @@ class _Run:
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=schedule.skip_below,
-                variation=self.meta.variation,
+                variation=self.variation,
                 penalty=(
                     None
                     if fixed is None or weights is None
@@ -212,7 +237,7 @@ class _Run:
                 labels=self.labels[rows],
                 class_weights=self.class_weights,
                 skip_below=0.0,
-                variation=self.meta.variation,
+                variation=self.variation,
             )
             self._tell("weights", loss, self.schedule.temperature_end, logits=logits, labels=self.labels[rows])
         self._show(task_network.network, task_network.head, None)
@@ -243,6 +268,7 @@ class _Run:
                 parameter_count=count_parameters(task_network),
                 one_shot_parameter_count=total_parameters(self.network, self.support.n_way),
                 budget=self.budget_report,
+                is_unlike=self.is_unlike,
             ),
             trust=trust,
             provenance={"meta_model": dict(self.meta.provenance), "schedule": self.schedule.to_dict()},

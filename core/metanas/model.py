@@ -159,6 +159,8 @@ class AdaptationReport:
     """Of the network it was pruned from, head included; without architecture parameters."""
     budget: "BudgetReport | None" = None
     """What obeying a budget cost; None: there was none."""
+    is_unlike: bool = False
+    """Whether the support images are so unlike those of meta-training that the steps left its variation out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""

@@ -123,7 +123,7 @@ def _learn(meta: MetaModel, order: Order, *, pipe: Pipe) -> Done:
         task_id=order.task_id,
         created_unix_seconds=now,
         adapt_seconds=time.perf_counter() - begin,
-        warnings=(*order.warnings, *_slower()),
+        warnings=(*order.warnings, *_slower(), *_unlike(task)),
         request_sha256=order.request_sha256,
         tenant=order.tenant,
         expires_unix_seconds=now + order.ttl_seconds if order.ttl_seconds else 0.0,
@@ -136,6 +136,14 @@ def _slower() -> Iterator[str]:
     state = native.state()
     if not state.used:
         yield f"learnt slower than it could be, without the compiled engine: {state.reason}"
+
+
+def _unlike(task: TaskModel) -> Iterator[str]:
+    if task.report.is_unlike:
+        yield (
+            "the pictures are unlike those that the meta-model learned from, so the steps did not reckon with how "
+            "those vary; expect less of this task, try pictures inverted, or another meta-model"
+        )
 
 
 def _done(task: TaskModel, facts: ServerFacts) -> Done:

@@ -9,13 +9,24 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from metanas.artifact import META_KIND, meta_from_bytes, meta_to_bytes, pack, unpack
+from metanas.artifact import (
+    META_KIND,
+    load_meta,
+    meta_from_bytes,
+    meta_to_bytes,
+    pack,
+    task_from_bytes,
+    task_to_bytes,
+    unpack,
+)
 from metanas.errors import CorruptArtifactError, InvalidConfigError
 from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.schedule import Schedule
+from metanas.tasks import SupportSet
 from metanas.variation import Variation, within_class
 
+BUNDLED = Path(__file__).resolve().parents[2] / "serving" / "metanas_serving" / "models" / "omniglot.pt"
 MakeMeta = Callable[..., MetaModel]
 PLAIN = Schedule(architecture_steps=4, weight_steps=4, optimizer="sgd", learning_rate=0.01)
 
@@ -147,6 +158,31 @@ def test_a_variation_of_other_features_or_for_adam_is_refused(meta: MetaModel) -
 def test_the_rate_of_the_head_falls_linearly_towards_0_by_hand() -> None:
     assert variation_of(2, softening=2.0, head_rate=6.0).head_rates(steps=4).tolist() == [12.0, 9.0, 6.0, 3.0]
     assert variation_of(2, softening=2.0, head_rate=6.0).head_rates(steps=0).tolist() == [12.0]
+
+
+def _strokes(count: int) -> SupportSet:
+    """A drawing each of so many characters, as pixels of prepared drawings are: bright on dark."""
+    images = torch.zeros(count, 1, 28, 28, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(3)
+    for image in images:
+        for row, column in torch.randint(5, 22, (3, 2), generator=generator).tolist():
+            image[0, row, 4:24] = 255
+            image[0, 4:24, column] = 255
+    return SupportSet(images, torch.arange(count), tuple(f"character {number}" for number in range(count)))
+
+
+def test_pictures_unlike_those_of_meta_training_are_learned_without_its_variation() -> None:
+    meta = load_meta(BUNDLED)
+    assert meta.variation is not None
+    few = replace(meta.schedule, architecture_steps=2, weight_steps=2)
+    drawings = _strokes(5)
+    others = replace(drawings, images=255 - drawings.images)
+    assert not adapt(meta, drawings, schedule=few).report.is_unlike
+    found, expected = adapt(meta, others, schedule=few), adapt(replace(meta, variation=None), others, schedule=few)
+    assert found.report.is_unlike
+    assert not expected.report.is_unlike
+    assert torch.equal(found.network.head.weight, expected.network.head.weight)
+    assert task_from_bytes(task_to_bytes(found), name="file").report.is_unlike
 
 
 def test_unit_length_is_what_counts() -> None:
