@@ -31,7 +31,7 @@ class Schedule:
     optimizer: InnerOptimizer = "adam"
     """A meta-model adapts best with the steps that it was meta-trained for."""
     learning_rate: float = 1e-3
-    """Of the weights and the head."""
+    """Of the weights and the head; where a meta-model has a ``variation``, that says the head's."""
     weight_decay: float = 0.0
     architecture_learning_rate: float = 5e-4
     architecture_weight_decay: float = 1e-3

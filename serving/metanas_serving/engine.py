@@ -95,7 +95,8 @@ class Answerer:
         largest = logits.max(axis=1)
         exponents = np.exp((logits - largest[:, None]) / trust.temperature)
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)
-        similarities = None if trust.head_scale is None else largest / trust.head_scale
+        # Rows of a head may differ in length, by which a cosine of nearly 1 may come out above it.
+        similarities = None if trust.head_scale is None else np.clip(largest / trust.head_scale, -1.0, 1.0)
         unknown = None
         if similarities is not None and trust.least_similarity is not None:
             unknown = similarities < trust.least_similarity

@@ -232,7 +232,7 @@ class _Bound(Network):
         return self._head.logits(np.concatenate(parts))
 
     def features(self, inputs: Floats) -> Floats:
-        """What the head scores: ``(batch, padded channels)``; all images in one run."""
+        """What the head scores: ``(batch, features)``; all images in one run."""
         binding = self._take()
         binding.bind_cpu_input("images", inputs)
         binding.bind_output(FEATURES)

@@ -31,7 +31,7 @@ BLOCK_CHANNELS = 16
 """float32 values of the widest register (AVX-512); a multiple of the others."""
 
 FEATURES = "features"
-"""The body's output, float32 ``(batch, padded channels, 1, 1)``."""
+"""The body's output, float32 ``(batch, padded channels, height, width)``; of a network of cells 1 x 1."""
 
 # Sums are divided by gains between these; others would leave float32 too little room.
 _LEAST_SCALE, _MOST_SCALE = 1e-4, 1e4
@@ -51,16 +51,16 @@ class Head:
     """The linear layer on features of unit length."""
 
     weight: Floats
-    """``(classes, padded channels)``."""
+    """``(classes, features)``: those of a channel, padded ones too, follow one another."""
     bias: Floats
     """``(classes,)``."""
     epsilon: float
     """The least length that features are divided by."""
     scale: Floats
-    """``(padded channels,)``, positive: what the body's features are to be multiplied by."""
+    """``(features,)``, positive: what the body's features are to be multiplied by."""
 
     def logits(self, features: Floats) -> Floats:
-        """Score features ``(batch, padded channels)``, each row and each class by itself: ``(batch, classes)``."""
+        """Score features ``(batch, features)``, each row and each class by itself: ``(batch, classes)``."""
         features = features * self.scale
         lengths = np.sqrt((features * features).sum(axis=1, keepdims=True))
         units = features / np.maximum(lengths, np.float32(self.epsilon))
@@ -99,7 +99,7 @@ def widened(model: onnx.ModelProto) -> Widened:
             [*walk.nodes, helper.make_node("Identity", [nodes[-len(_HEAD)].input[0]], [FEATURES], name=FEATURES)],
             "metanas_task_body",
             [image],
-            [helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, ["batch", None, 1, 1])],
+            [helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, ["batch", None, None, None])],
             [numpy_helper.from_array(value, name) for name, value in walk.constants.items()],
         ),
         opset_imports=list(model.opset_import),
@@ -147,10 +147,15 @@ class _Walk:
         flatten, _, at_least, _, scores = nodes
         kept = self._read(flatten.input[0])
         given = self._given[scores.input[1]]
-        weight = np.zeros((len(given), len(kept.mask)), dtype=np.float32)
-        weight[:, kept.mask] = given
+        # A channel may end in several values.
+        values, rest = divmod(given.shape[1], np.count_nonzero(kept.mask))
+        if rest:
+            raise UnknownGraphError(f"{scores.name} scores {given.shape[1]} features of {kept.mask.sum()} channels")
+        mask, scale = np.repeat(kept.mask, values), np.repeat(kept.scale, values)
+        weight = np.zeros((len(given), len(mask)), dtype=np.float32)
+        weight[:, mask] = given
         epsilon = self._given[at_least.input[1]].item()
-        return Head(weight, self._given[scores.input[2]].copy(), epsilon, kept.scale)
+        return Head(weight, self._given[scores.input[2]].copy(), epsilon, scale)
 
     def _read(self, name: str) -> "_Kept":
         """How a tensor is kept that is to be there now."""

@@ -64,6 +64,7 @@ SPACES = {
         with_poolings(),
     ),
     "plain blocks": (ConvBlocks(filters=8), NO_CELLS),
+    "plain blocks that end in 7 x 7": (ConvBlocks(filters=5, blocks=2), NO_CELLS),
 }
 
 

@@ -214,8 +214,8 @@ class TrainingConfig:
     variation_strength: float = 0.0
     """How much steps of adaptation reckon with the variation of features within training classes; 0: not at all
     (``metanas.variation``, ``fitting.measured_variation``). Takes plain steps."""
-    variation_softening: float = 3.0
-    variation_head_rate: float = 10.0
+    variation_softening: float = 2.0
+    variation_head_rate: float = 0.3
     eval_tasks: int = 5
     eval_shots: int = 1
     eval_queries: int = 15

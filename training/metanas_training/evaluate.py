@@ -49,7 +49,9 @@ def _fraction_right(logits: Tensor, labels: Tensor) -> float:
 
 
 def _broken(what: str) -> NonFiniteError:
-    return NonFiniteError(f"{what}: the meta-model is broken; train it again with lower learning rates")
+    return NonFiniteError(
+        f"{what}: the meta-model is broken; train it again with lower learning rates (variation_head_rate is one)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

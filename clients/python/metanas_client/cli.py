@@ -271,11 +271,15 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind, text in (
         ("architecture-steps", int, "gradient steps on weights and architecture"),
         ("weight-steps", int, "gradient steps on the weights of the pruned network"),
-        ("learning-rate", float, "of the weights"),
+        ("learning-rate", float, "of the weights; a meta-model's variation has a rate of its own for the head"),
         ("architecture-learning-rate", float, "of the architecture"),
-        ("max-parameters", int, "of the task network"),
-        ("max-multiply-adds", int, "of the task network, for one image"),
-        ("ttl-seconds", float, "how long the task is kept unless it has an alias then, 0 for good"),
+        ("max-parameters", int, "of the task network; none unless the meta-model has one"),
+        ("max-multiply-adds", int, "of the task network, for one image; none unless the meta-model has one"),
+        (
+            "ttl-seconds",
+            float,
+            "how long the task is kept unless it has an alias then, 0 for good; the server may have a default",
+        ),
         ("threshold", float, "operations and inputs of a smaller weight are pruned"),
     ):
         adapt.add_argument(f"--{name}", type=kind, metavar="X", help=f"{text}; default: as the meta-model says")
