@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from metanas_client.cli import main, read_support_folder
+from metanas_client.cli import _shown, main, read_support_folder
 from metanas_proto.v1 import few_shot_pb2 as pb
 
 if TYPE_CHECKING:
@@ -153,3 +153,16 @@ def test_python_m_runs_the_command_and_a_closed_address_exits_with_1(closed_addr
     assert done.returncode == 1
     assert "check the address and that the server runs" in done.stderr
     assert done.stdout == ""
+
+
+def test_names_of_classes_cannot_steer_the_terminal() -> None:
+    assert _shown("Ünï", "a\n\tb", "\x1b[31mred", "\x00") == "Ünï, a\\n\\tb, \\x1b[31mred, \\x00"
+
+
+def test_a_reader_who_leaves_is_no_error_in_words(server: TestServer) -> None:
+    command = [sys.executable, "-m", "metanas_client", "tasks", "--server", server.address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "")

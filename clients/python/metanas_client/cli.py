@@ -23,6 +23,7 @@ that ask a server, so that ``run`` does without.
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -104,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MetaNASClientError as error:
         print(f"metanas-client: {error}", file=sys.stderr)
         return 2 if isinstance(error, _CALLERS_FAULTS) else 1
+    except BrokenPipeError:  # whoever reads the answer has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python, which writes out what is left at the end
+        return 1
     except OSError as error:  # a file of the user's; what the transport raises was caught above
         print(f"metanas-client: {error}", file=sys.stderr)
         return 2
@@ -215,10 +219,15 @@ def _export(client: "FewShotClient", options: argparse.Namespace) -> Outcome:
     return {"path": str(path), "bytes": byte_count}, f"wrote {path} ({byte_count / 1e6:.2f} MB)"
 
 
+def _shown(*names: str) -> str:
+    """Names for a terminal: what would move its cursor or colour it is escaped."""
+    return ", ".join("".join(one if one.isprintable() else repr(one)[1:-1] for one in name) for name in names)
+
+
 def _task_text(info: TaskInfo) -> str:
     lines = [
         f"task              {info.task_id}",
-        f"classes           {', '.join(info.class_names)}",
+        f"classes           {_shown(*info.class_names)}",
         f"support           {info.support_image_count} images, {info.support_accuracy:.1%} classified right",
         f"parameters        {info.parameter_count:,} of {info.one_shot_parameter_count:,}",
         f"adaptation        {info.adapt_seconds:.1f} s, {info.architecture_steps} + {info.weight_steps} steps",
@@ -228,13 +237,15 @@ def _task_text(info: TaskInfo) -> str:
 
 def _task_line(info: TaskInfo) -> str:
     created = datetime.fromtimestamp(info.created_unix_seconds).astimezone().isoformat(sep=" ", timespec="seconds")
-    return f"{info.task_id}  {created}  {info.parameter_count:>9,} parameters  {', '.join(info.class_names)}"
+    return f"{info.task_id}  {created}  {info.parameter_count:>9,} parameters  {_shown(*info.class_names)}"
 
 
 def _prediction_text(image: Path, *, answer: Prediction) -> str:
     others = list(answer.probabilities.items())[1:3]
-    runners_up = ", ".join(f"{name} {probability:.1%}" for name, probability in others)
-    return f"{image}  {answer.class_name} {answer.probability:.1%}" + (f"  ({runners_up})" if runners_up else "")
+    runners_up = ", ".join(f"{_shown(name)} {probability:.1%}" for name, probability in others)
+    return f"{image}  {_shown(answer.class_name)} {answer.probability:.1%}" + (
+        f"  ({runners_up})" if runners_up else ""
+    )
 
 
 def _visible(folder: Path) -> list[Path]:
