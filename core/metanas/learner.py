@@ -140,11 +140,12 @@ class _Run:
         self.architecture: Architecture = {
             name: value.clone().requires_grad_() for name, value in meta.architecture.items()
         }
+        weights = operation_weights(
+            self.network, self.architecture, schedule=schedule, temperature=schedule.temperature_start
+        )
         self.head, self.start_features = start_head(
             self.network,
-            weights=operation_weights(
-                self.network, self.architecture, schedule=schedule, temperature=schedule.temperature_start
-            ),
+            weights=weights,
             images=self.images,
             labels=self.labels,
             n_way=support.n_way,
@@ -154,7 +155,7 @@ class _Run:
         )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.step_rates: Mapping[str, Tensor] = meta.step_rates
-        self.is_unlike = meta.variation is not None and self._is_unlike()
+        self.is_unlike = meta.variation is not None and self._is_unlike(weights)
         self.variation = None if self.is_unlike else meta.variation
         if self.variation is not None:
             of_head = self.variation.head_rates(steps=self.schedule.steps)
@@ -166,7 +167,7 @@ class _Run:
             self._check_budget()
 
     @torch.no_grad()
-    def _is_unlike(self) -> bool:
+    def _is_unlike(self, weights: Mapping[str, Tensor] | None) -> bool:
         """Whether features change more than those of meta-training's pictures if they are normalised as in steps.
 
         Steps normalise with their batch alone, answers with the statistics of meta-training as well. Where that is not
@@ -174,9 +175,6 @@ class _Run:
         """
         if self.meta.prior is None:
             return False
-        weights = operation_weights(
-            self.network, self.architecture, schedule=self.schedule, temperature=self.schedule.temperature_start
-        )
         features = self.network(self.images, weights, skip_below=self.schedule.skip_below)
         change = 1.0 - functional.cosine_similarity(features, self.start_features, dim=1).mean().item()
         share = self.meta.prior.images / (self.meta.prior.images + len(self.images))
