@@ -8,8 +8,8 @@ network holds the survivors. 3. Its weights learn on. Last, batch norm is frozen
 statistics of the support set, blended with those of meta-training if the meta-model brings
 them (``statistics``). Where the architecture is fixed, all steps are of the third kind.
 Where the meta-model says how features vary within a class, the loss reckons with it, and the head
-has learning rates of its own (``variation``): unless the support images are unlike those of meta-training, which the
-report then says.
+has learning rates of its own (``variation``); not where the support images are unlike those of meta-training, and the
+report says so.
 
 A pure function: it never changes the meta-model, and the same meta-model, support set,
 schedule, seed and number of threads give the same bits.
@@ -49,7 +49,6 @@ from metanas.trust import measure
 
 NOISE, DISTORTIONS = 0x9E3779B9, 0x517CC1B7
 """Keep the draws of Gumbel noise and of distortions apart from those of the batches, which start from the same seed."""
-
 
 MOST_CHANGE = 0.6
 """Of features (1 less their cosine similarity), times the prior's share in the statistics that a task answers with:
@@ -155,8 +154,8 @@ class _Run:
         )
         self.moments: Mapping[str, Tensor] = meta.moments
         self.step_rates: Mapping[str, Tensor] = meta.step_rates
-        self.is_unlike = meta.variation is not None and self._is_unlike(weights)
-        self.variation = None if self.is_unlike else meta.variation
+        self.is_unlike_training = meta.variation is not None and self._is_unlike_training(weights)
+        self.variation = None if self.is_unlike_training else meta.variation
         if self.variation is not None:
             of_head = self.variation.head_rates(steps=self.schedule.steps)
             self.step_rates = {**self.step_rates, f"{HEAD}weight": of_head, f"{HEAD}bias": of_head}
@@ -167,18 +166,18 @@ class _Run:
             self._check_budget()
 
     @torch.no_grad()
-    def _is_unlike(self, weights: Mapping[str, Tensor] | None) -> bool:
+    def _is_unlike_training(self, weights: Mapping[str, Tensor] | None) -> bool:
         """Whether features change more than those of meta-training's pictures if they are normalised as in steps.
 
-        Steps normalise with their batch alone, answers with the statistics of meta-training as well. Where that is not
-        much the same, a head that moves fast learns what is not asked of it.
+        Steps normalise with their batch alone, answers with the statistics of meta-training as well. Where the two give
+        other features, a head that moves as fast as under a variation learns what is not asked of it.
         """
         if self.meta.prior is None:
             return False
         features = self.network(self.images, weights, skip_below=self.schedule.skip_below)
         change = 1.0 - functional.cosine_similarity(features, self.start_features, dim=1).mean().item()
         share = self.meta.prior.images / (self.meta.prior.images + len(self.images))
-        return not change <= MOST_CHANGE * share
+        return not change <= MOST_CHANGE * share  # features that are no numbers count as unlike
 
     def learn_architecture(self) -> tuple[Genotype, dict[str, Mixture]]:
         """Move weights and architecture together while the temperature falls; say what survives."""
@@ -266,7 +265,7 @@ class _Run:
                 parameter_count=count_parameters(task_network),
                 one_shot_parameter_count=total_parameters(self.network, self.support.n_way),
                 budget=self.budget_report,
-                is_unlike=self.is_unlike,
+                is_unlike_training=self.is_unlike_training,
             ),
             trust=trust,
             provenance={"meta_model": dict(self.meta.provenance), "schedule": self.schedule.to_dict()},

@@ -159,8 +159,8 @@ class AdaptationReport:
     """Of the network it was pruned from, head included; without architecture parameters."""
     budget: "BudgetReport | None" = None
     """What obeying a budget cost; None: there was none."""
-    is_unlike: bool = False
-    """Whether the support images are so unlike those of meta-training that the steps left its variation out."""
+    is_unlike_training: bool = False
+    """Whether the steps left the meta-model's variation out, as the support images are unlike its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""

@@ -121,7 +121,7 @@ class _Walk:
                 self._readers[name].append(node.op_type)
         self._kept = {image: _Kept(np.ones(channels, dtype=np.bool_), np.ones(channels, dtype=np.float32))}
         self._gained: dict[str, onnx.NodeProto] = {}
-        self._lines: dict[str, _Line] = {}
+        self._affines: dict[str, _Affine] = {}
         self._convs: dict[str, onnx.NodeProto] = {}
         self._relus: dict[str, str] = {}
         self._concats: dict[str, onnx.NodeProto] = {}
@@ -159,8 +159,8 @@ class _Walk:
 
     def _read(self, name: str) -> "_Kept":
         """How a tensor is kept that is to be there now."""
-        if name in self._lines:
-            self._add_line(self._lines.pop(name), output=name)
+        if name in self._affines:
+            self._add_affine(self._affines.pop(name), output=name)
         if name not in self._kept:
             raise UnknownGraphError(f"{name} is not calculated from the images alone")
         return self._kept[name]
@@ -223,7 +223,7 @@ class _Walk:
             return
         kept = self._read(gained.input[0])
         gain, offset = (_spread(self._given[name].reshape(-1), kept.mask) for name in (gained.input[1], node.input[1]))
-        self._lines[node.output[0]] = _Line(node.name, gained.input[0], gain * kept.scale, offset)
+        self._affines[node.output[0]] = _Affine(node.name, gained.input[0], gain * kept.scale, offset)
 
     def _sum(self, node: onnx.NodeProto) -> None:
         """Two tensors, kept by one scale: that of the first, or of what a gain is spared by."""
@@ -232,14 +232,14 @@ class _Walk:
         if not np.array_equal(mask, self._mask(second)):
             raise UnknownGraphError(f"{node.name} adds channels of different places")
         for name, other in ((second, first), (first, second)):
-            line = self._lines.get(name)
-            if line is None or not _is_scale(line.gain[mask]):
+            affine = self._affines.get(name)
+            if affine is None or not _is_scale(affine.gain[mask]):
                 continue
             self._read(other)
             if self._is_free(other):
-                scale = np.where(mask, line.gain, np.float32(1))
-                self._rescale(other, scale, offset=line.offset)
-                self._add_sum(node, line.source, other, _Kept(mask, scale))
+                scale = np.where(mask, affine.gain, np.float32(1))
+                self._rescale(other, scale, offset=affine.offset)
+                self._add_sum(node, affine.source, other, _Kept(mask, scale))
                 return
         kept, other_kept = self._read(first), self._read(second)
         if not np.array_equal(kept.scale, other_kept.scale):
@@ -249,8 +249,8 @@ class _Walk:
         self._add_sum(node, first, second, kept)
 
     def _mask(self, name: str) -> Mask:
-        line = self._lines.get(name)
-        return self._read(name).mask if line is None else self._kept[line.source].mask
+        affine = self._affines.get(name)
+        return self._read(name).mask if affine is None else self._kept[affine.source].mask
 
     def _is_free(self, name: str) -> bool:
         """Whether a convolution gives a tensor, and only the sum at hand reads it."""
@@ -259,7 +259,7 @@ class _Walk:
     def _rescale(self, name: str, scale: Floats, *, offset: Floats | None = None) -> None:
         """Have a convolution give its result, and an offset, divided by a scale."""
         conv = self._convs[name]
-        self.constants[conv.input[1]] /= scale[:, np.newaxis, np.newaxis, np.newaxis]
+        self.constants[conv.input[1]] = self.constants[conv.input[1]] / scale[:, np.newaxis, np.newaxis, np.newaxis]
         if offset is not None and len(conv.input) == 2:
             conv.input.append(f"{conv.name}/offset")
             self.constants[conv.input[2]] = np.zeros_like(offset)
@@ -271,21 +271,21 @@ class _Walk:
         self._kept[node.output[0]] = kept
         self.nodes.append(helper.make_node("Add", [first, second], list(node.output), name=node.name))
 
-    def _add_line(self, line: "_Line", *, output: str) -> None:
+    def _add_affine(self, affine: "_Affine", *, output: str) -> None:
         """Add ``gain * x + offset`` as a convolution."""
         conv = helper.make_node(
             "Conv",
-            [line.source, f"{line.name}/gain", f"{line.name}/offset"],
+            [affine.source, f"{affine.name}/gain", f"{affine.name}/offset"],
             [output],
-            name=line.name,
+            name=affine.name,
             kernel_shape=[1, 1],
-            group=len(line.gain),
+            group=len(affine.gain),
         )
-        weight = line.gain.reshape(-1, 1, 1, 1)
-        self._add_conv(conv, self._kept[line.source].mask, weight=weight, bias=line.offset)
+        weight = affine.gain.reshape(-1, 1, 1, 1)
+        self._add_conv(conv, self._kept[affine.source].mask, weight=weight, bias=affine.offset)
 
     def _add_conv(self, conv: onnx.NodeProto, target: Mask, *, weight: Floats, bias: Floats | None) -> None:
-        self.constants[conv.input[1]] = weight.copy()
+        self.constants[conv.input[1]] = weight
         if bias is not None:
             self.constants[conv.input[2]] = bias
         self._kept[conv.output[0]] = _Kept(target, np.ones(len(target), dtype=np.float32))
@@ -304,7 +304,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _Affine:
     """``gain * x + offset``, not yet calculated."""
 
     name: str

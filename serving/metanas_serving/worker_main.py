@@ -139,7 +139,7 @@ def _slower() -> Iterator[str]:
 
 
 def _unlike(task: TaskModel) -> Iterator[str]:
-    if task.report.is_unlike:
+    if task.report.is_unlike_training:
         yield (
             "the pictures are unlike those that the meta-model learned from, so the steps did not reckon with how "
             "those vary; expect less of this task, try pictures inverted, or another meta-model"

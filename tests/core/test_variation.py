@@ -177,12 +177,12 @@ def test_pictures_unlike_those_of_meta_training_are_learned_without_its_variatio
     few = replace(meta.schedule, architecture_steps=2, weight_steps=2)
     drawings = _strokes(5)
     others = replace(drawings, images=255 - drawings.images)
-    assert not adapt(meta, drawings, schedule=few).report.is_unlike
+    assert not adapt(meta, drawings, schedule=few).report.is_unlike_training
     found, expected = adapt(meta, others, schedule=few), adapt(replace(meta, variation=None), others, schedule=few)
-    assert found.report.is_unlike
-    assert not expected.report.is_unlike
+    assert found.report.is_unlike_training
+    assert not expected.report.is_unlike_training
     assert torch.equal(found.network.head.weight, expected.network.head.weight)
-    assert task_from_bytes(task_to_bytes(found), name="file").report.is_unlike
+    assert task_from_bytes(task_to_bytes(found), name="file").report.is_unlike_training
 
 
 def test_unit_length_is_what_counts() -> None:

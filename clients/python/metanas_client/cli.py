@@ -243,9 +243,8 @@ def _task_line(info: TaskInfo) -> str:
 def _prediction_text(image: Path, *, answer: Prediction) -> str:
     others = list(answer.probabilities.items())[1:3]
     runners_up = ", ".join(f"{_shown(name)} {probability:.1%}" for name, probability in others)
-    return f"{image}  {_shown(answer.class_name)} {answer.probability:.1%}" + (
-        f"  ({runners_up})" if runners_up else ""
-    )
+    first = f"{image}  {_shown(answer.class_name)} {answer.probability:.1%}"
+    return f"{first}  ({runners_up})" if runners_up else first
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -279,21 +278,18 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     adapt.add_argument("--progress", action="store_true", help="tell on standard error how far it has got")
     adapt.add_argument("--idempotency-key", default="", metavar="KEY", help="sent again, it finds the same task")
-    for name, kind, text in (
-        ("architecture-steps", int, "gradient steps on weights and architecture"),
-        ("weight-steps", int, "gradient steps on the weights of the pruned network"),
-        ("learning-rate", float, "of the weights; a meta-model's variation has a rate of its own for the head"),
-        ("architecture-learning-rate", float, "of the architecture"),
-        ("max-parameters", int, "of the task network; none unless the meta-model has one"),
-        ("max-multiply-adds", int, "of the task network, for one image; none unless the meta-model has one"),
-        (
-            "ttl-seconds",
-            float,
-            "how long the task is kept unless it has an alias then, 0 for good; the server may have a default",
-        ),
-        ("threshold", float, "operations and inputs of a smaller weight are pruned"),
+    as_meta, at_server = "as the meta-model says", "as the server says"
+    for name, kind, text, default in (
+        ("architecture-steps", int, "gradient steps on weights and architecture", as_meta),
+        ("weight-steps", int, "gradient steps on the weights of the pruned network", as_meta),
+        ("learning-rate", float, "of the weights; the head has another where the meta-model has a variation", as_meta),
+        ("architecture-learning-rate", float, "of the architecture", as_meta),
+        ("max-parameters", int, "of the task network", f"{as_meta}, which seldom has a limit"),
+        ("max-multiply-adds", int, "of the task network, for one image", f"{as_meta}, which seldom has a limit"),
+        ("ttl-seconds", float, "how long the task is kept unless it has an alias then, 0 for good", at_server),
+        ("threshold", float, "operations and inputs of a smaller weight are pruned", as_meta),
     ):
-        adapt.add_argument(f"--{name}", type=kind, metavar="X", help=f"{text}; default: as the meta-model says")
+        adapt.add_argument(f"--{name}", type=kind, metavar="X", help=f"{text}; default: {default}")
     adapt.set_defaults(run=_at_server(_adapt))
 
     jobs = commands.add_parser("jobs", parents=[shared], help="list the jobs that the server remembers")
