@@ -233,8 +233,10 @@ class Learner:
         return read_support(request, self._meta.preprocessing, limits=self._limits.support, check=check)
 
     def _bounded(self, first: pb.AdaptRequest, others: Iterator[pb.AdaptRequest]) -> Iterator[pb.AdaptRequest]:
-        received = 0
+        received, is_ended = 0, False
         for piece in itertools.chain([first], others):
+            if is_ended:
+                raise InvalidRequestError("a piece follows the one that has is_last; set it in the last one only")
             if piece is not first and (piece.seed or piece.HasField("options") or piece.idempotency_key):
                 raise InvalidRequestError(
                     "a later piece of an upload has a seed, options or an idempotency_key; set them in the first one"
@@ -245,7 +247,14 @@ class Learner:
                     f"the upload has more than {self._limits.max_upload_bytes} bytes, the limit of this server "
                     "(--max-upload-mb); send fewer or smaller images, or PNG or JPEG files instead of tensors"
                 )
+            is_ended = piece.is_last
             yield piece
+        # gRPC may tell a caller's leaving only after the end of what it sent, so that end alone proves nothing.
+        if not is_ended:
+            raise InvalidRequestError(
+                "the upload ended before a piece that has is_last, so it has broken off and nothing is started; "
+                "send it again, with is_last in its last piece"
+            )
 
     def _is_known(self, task_id: str) -> bool:
         """Whether a request for this task needs no place of its own."""

@@ -102,4 +102,5 @@ def pieces(request: pb.AdaptRequest) -> Iterator[pb.AdaptRequest]:
                 piece, size = pb.AdaptRequest(support=[pb.LabelledImages(label=group.label)]), 0
             piece.support[-1].images.append(image)
             size += image.ByteSize()
+    piece.is_last = True
     yield piece

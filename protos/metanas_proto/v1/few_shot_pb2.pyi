@@ -175,6 +175,7 @@ class AdaptRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """the same request and seed give the same task model, to the bit"""
     idempotency_key: _builtins.str
@@ -183,6 +184,10 @@ class AdaptRequest(_message.Message):
     task that is kept is answered with, also after a restart of a server with a store. With another
     support set, seed or options the key is refused. A job that failed or was cancelled, or a task
     that was deleted, sets its key free.
+    """
+    is_last: _builtins.bool
+    """Of UploadAdapt, in its last piece, and only there. A stream that ends without it has broken off, and
+    starts nothing. Elsewhere it means nothing.
     """
     @_builtins.property
     def support(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledImages]:
@@ -197,10 +202,11 @@ class AdaptRequest(_message.Message):
         seed: _builtins.int = ...,
         options: Global___AdaptOptions | None = ...,
         idempotency_key: _builtins.str = ...,
+        is_last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "options", b"options", "seed", b"seed", "support", b"support"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "is_last", b"is_last", "options", b"options", "seed", b"seed", "support", b"support"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,7 +145,8 @@ class FewShotServicer:
 
     def UploadAdapt(self, request_iterator, context):
         """The same for a support set over the limit of a message: it comes in pieces. The first piece
-        has the seed, the options and the key; the images of a label that comes again are added to it.
+        has the seed, the options and the key; the images of a label that comes again are added to it;
+        the last piece has is_last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,7 +79,8 @@ class FewShotStub:
     """Starts to learn a task and answers with the job."""
     UploadAdapt: _grpc.StreamUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptJob]
     """The same for a support set over the limit of a message: it comes in pieces. The first piece
-    has the seed, the options and the key; the images of a label that comes again are added to it.
+    has the seed, the options and the key; the images of a label that comes again are added to it;
+    the last piece has is_last.
     """
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_few_shot_pb2.UpdateTaskRequest, _few_shot_pb2.AdaptJob]
     """Starts to learn a new version of a task, from its support set and more images, of its classes or
@@ -129,7 +130,8 @@ class FewShotAsyncStub(FewShotStub):
     """Starts to learn a task and answers with the job."""
     UploadAdapt: _aio.StreamUnaryMultiCallable[_few_shot_pb2.AdaptRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
     """The same for a support set over the limit of a message: it comes in pieces. The first piece
-    has the seed, the options and the key; the images of a label that comes again are added to it.
+    has the seed, the options and the key; the images of a label that comes again are added to it;
+    the last piece has is_last.
     """
     UpdateTask: _aio.UnaryUnaryMultiCallable[_few_shot_pb2.UpdateTaskRequest, _few_shot_pb2.AdaptJob]  # type: ignore[assignment]
     """Starts to learn a new version of a task, from its support set and more images, of its classes or
@@ -194,7 +196,8 @@ class FewShotServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_few_shot_pb2.AdaptJob, _abc.Awaitable[_few_shot_pb2.AdaptJob]]:
         """The same for a support set over the limit of a message: it comes in pieces. The first piece
-        has the seed, the options and the key; the images of a label that comes again are added to it.
+        has the seed, the options and the key; the images of a label that comes again are added to it;
+        the last piece has is_last.
         """
 
     @_abc_1.abstractmethod
