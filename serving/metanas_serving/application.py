@@ -218,10 +218,13 @@ class Application:
         server = grpc.server(
             ThreadPoolExecutor(max_workers=config.request_threads, thread_name_prefix="request"),
             interceptors=[
-                ArrivalClock((f"/{SERVICE_NAME}/Classify",)),
-                AroundCalls(_SERVICES, named),
-                AroundCalls(_SERVICES, counting(self._metrics)),
-                *([AroundCalls(_SERVICES, self._traces.call)] if self._traces.is_on else []),
+                ArrivalClock(),
+                AroundCalls(
+                    _SERVICES,
+                    named,
+                    counting(self._metrics),
+                    *([self._traces.call] if self._traces.is_on else []),
+                ),
                 Authentication(self._tokens, allowance=self._allowance, services=_SERVICES),
                 UnreadableRequests(_SERVICES),
             ],

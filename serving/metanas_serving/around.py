@@ -1,6 +1,6 @@
 """Something around every call of some services, whatever its request and its answer stream.
 
-    AroundCalls   an interceptor of the server: enters a context manager for each call
+    AroundCalls   an interceptor of the server: enters context managers for each call
     around        the same for the handler of one method
     method        what answers the calls of a handler
     remade        the handler with something else in its place
@@ -23,17 +23,18 @@ Method: TypeAlias = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class AroundCalls(grpc.ServerInterceptor):
-    """Puts a context manager around calls."""
+    """Puts context managers around calls."""
 
-    def __init__(self, services: Collection[str], enter: Enter) -> None:
+    def __init__(self, services: Collection[str], *enters: Enter) -> None:
         """Choose what to put around what.
 
         Args:
             services: full names; calls of others (health, reflection) are left alone.
-            enter: gets a call's name, for example ``metanas.v1.FewShot/Classify``, and its context.
+            enters: what makes them, the outermost first: it gets a call's name, for example
+                ``metanas.v1.FewShot/Classify``, and its context.
         """
         self._services = services
-        self._enter = enter
+        self._enters = enters
         self._wrapped = Wrapped()
 
     def intercept_service(
@@ -46,9 +47,12 @@ class AroundCalls(grpc.ServerInterceptor):
         call = handler_call_details.method.lstrip("/")
         if handler is None or call.partition("/")[0] not in self._services:
             return handler
-        return self._wrapped.of(
-            call, handler, lambda handler: around(handler, lambda context: self._enter(call, context))
-        )
+        return self._wrapped.of(call, handler, lambda handler: self._around(call, handler))
+
+    def _around(self, call: str, handler: Handler) -> Handler:
+        for enter in reversed(self._enters):
+            handler = around(handler, functools.partial(enter, call))
+        return handler
 
 
 class Wrapped:

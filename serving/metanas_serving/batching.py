@@ -112,15 +112,22 @@ class Batcher:
 
     def _pass(self, part: _Part) -> float:
         """Have a part computed, by this thread or by another; return the seconds in line."""
-        begin = time.perf_counter()
-        with self._lock:
-            self._line.append(part)
-            self._start()
-        part.woken.acquire()  # whoever computes for it, or lets it compute, lets it go
-        waited = time.perf_counter() - begin
+        waited = self._wait(part)
         if part.mates is not None:
             self._lead(part)
         return waited
+
+    def _wait(self, part: _Part) -> float:
+        """Return, with the seconds in line, when a part is computed or this thread is to compute it."""
+        with self._lock:
+            if not (self._busy or self._line):
+                self._enter([part])
+                return 0.0
+            begin = time.perf_counter()
+            self._line.append(part)
+            self._start()
+        part.woken.acquire()  # whoever computes for it, or lets it compute, lets it go
+        return time.perf_counter() - begin
 
     def _lead(self, part: _Part) -> None:
         mates = part.mates
@@ -159,10 +166,15 @@ class Batcher:
             else:
                 for part in mates:
                     self._line.remove(part)
-            self._busy += self._needs(leader)
-            self._running.append(leader.network)
-            leader.mates = mates
+            self._enter(mates)
             leader.woken.release()
+
+    def _enter(self, mates: list[_Part]) -> None:
+        """Have the first compute for all."""
+        leader = mates[0]
+        self._busy += self._needs(leader)
+        self._running.append(leader.network)
+        leader.mates = mates
 
     def _next(self) -> list[_Part]:
         """Who is to compute next, and for whom; none if all have to wait."""

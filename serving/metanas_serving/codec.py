@@ -187,11 +187,14 @@ def classifications(answers: Answers, class_names: Sequence[str], *, top_k: int)
     """
     probabilities, similarities, unknown = answers.probabilities, answers.similarities, answers.none_of_these
     orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : top_k or None].tolist()
-    return [
-        pb.Classification(
-            classes=[pb.ClassProbability(class_name=class_names[column], probability=row[column]) for column in order],
+    named = []
+    for index, (row, order) in enumerate(zip(probabilities.tolist(), orders, strict=True)):
+        one = pb.Classification(
             similarity=None if similarities is None else similarities[index],
             none_of_these=None if unknown is None else bool(unknown[index]),
         )
-        for index, (row, order) in enumerate(zip(probabilities.tolist(), orders, strict=True))
-    ]
+        add = one.classes.add  # half the time of messages that are made first and then copied
+        for column in order:
+            add(class_name=class_names[column], probability=row[column])
+        named.append(one)
+    return named

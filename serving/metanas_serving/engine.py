@@ -92,9 +92,11 @@ class Answerer:
         trust = self._trust
         computed = self._batcher.run(self._network, network_input(images, self._preprocessing), check=check)
         logits = computed.logits.astype(np.float64)
-        largest = logits.max(axis=1)
-        exponents = np.exp((logits - largest[:, None]) / trust.temperature)
-        probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+        largest = np.maximum.reduce(logits, axis=1)
+        logits -= largest[:, None]
+        logits /= trust.temperature
+        probabilities = np.exp(logits, out=logits)
+        probabilities /= np.add.reduce(probabilities, axis=1, keepdims=True)
         # Rows of a head may differ in length, by which a cosine of nearly 1 may come out above it.
         similarities = None if trust.head_scale is None else np.clip(largest / trust.head_scale, -1.0, 1.0)
         unknown = None

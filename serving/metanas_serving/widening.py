@@ -62,10 +62,10 @@ class Head:
     def logits(self, features: Floats) -> Floats:
         """Score features ``(batch, features)``, each row and each class by itself: ``(batch, classes)``."""
         features = features * self.scale
-        lengths = np.sqrt((features * features).sum(axis=1, keepdims=True))
-        units = features / np.maximum(lengths, np.float32(self.epsilon))
+        lengths = np.sqrt(np.vecdot(features, features))
         # Not a product of matrices: that may round a class differently by its place among the others.
-        scores: Floats = (units[:, np.newaxis] * self.weight).sum(axis=2)
+        scores: Floats = np.vecdot(features[:, np.newaxis], self.weight)
+        scores /= np.maximum(lengths, np.float32(self.epsilon))[:, np.newaxis]
         scores += self.bias
         return scores
 

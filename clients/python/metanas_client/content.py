@@ -30,6 +30,7 @@ ImageLike: TypeAlias = Array | PILImage.Image | str | os.PathLike[str] | bytes |
 Content: TypeAlias = bytes | Array
 """The bytes of a file; or pixels, uint8 or float32, ``(H, W)`` or ``(H, W, 1, 3 or 4)``."""
 
+_ONE_IMAGE = (str, bytes, bytearray, PILImage.Image, os.PathLike)
 _CHANNELS = (1, 3, 4)
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 _COLOUR_MODES = ("CMYK", "HSV", "LAB", "RGBX", "YCbCr")  # colours of 8 bits that PNG cannot hold
@@ -56,9 +57,9 @@ def contents(images: Iterable[ImageLike], *, where: str) -> Iterator[Content]:
             )
         if images.ndim != 4:
             raise UnsupportedImageError(f"{where}: one array of shape {images.shape}; pass a list of images")
-    elif isinstance(images, str | os.PathLike | bytes | bytearray | PILImage.Image):
+    elif isinstance(images, _ONE_IMAGE):
         raise UnsupportedImageError(f"{where}: one bare {_kind(images)}; pass a list of images, also for a single one")
-    elif isinstance(images, Mapping) or not isinstance(images, Iterable):
+    elif not isinstance(images, list) and (isinstance(images, Mapping) or not isinstance(images, Iterable)):
         raise UnsupportedImageError(f"{where}: {_kind(images)} is not a list of images; pass a list of images")
     return (content(image, where=f"{where}, image {index}") for index, image in enumerate(images))
 
@@ -71,14 +72,14 @@ def content(image: ImageLike, *, where: str) -> Content:
         InvalidRequestError: pixel values out of range.
         OSError: a file that cannot be read.
     """
-    if isinstance(image, str | os.PathLike):
-        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        return _pixels(image, where=where)
     if isinstance(image, bytes | bytearray):
         return bytes(image)
     if isinstance(image, PILImage.Image):
         return _png(image, where=where)
-    if isinstance(image, np.ndarray):
-        return _pixels(image, where=where)
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
     raise UnsupportedImageError(
         f"{where}: {_kind(image)} is not an image; pass a path, PNG or JPEG bytes, a PIL image, or a numpy array "
         "(np.asarray may convert it)"

@@ -9,7 +9,8 @@ Pure functions. It does not know how the messages travel.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from metanas_client.errors import ServerError
@@ -275,20 +276,21 @@ def predictions(response: "pb.ClassifyResponse", *, image_count: int) -> Predict
     )
 
 
-def ranked(probabilities: Iterable[tuple[str, float]]) -> Prediction:
+def ranked(
+    probabilities: Iterable[tuple[str, float]], *, similarity: float | None = None, none_of_these: bool | None = None
+) -> Prediction:
     """The prediction of names with their probabilities; equal ones stay in the order given."""
-    best_first = sorted(probabilities, key=lambda entry: -entry[1])
+    best_first = sorted(probabilities, key=itemgetter(1), reverse=True)
     class_name, probability = best_first[0]
-    return Prediction(class_name=class_name, probability=probability, probabilities=dict(best_first))
+    return Prediction(class_name, probability, dict(best_first), similarity, none_of_these)
 
 
 def _prediction(classification: "pb.Classification") -> Prediction:
     if not classification.classes:
         raise ServerError("the server gave an answer without classes; check that it is of this client's version")
     # The contract promises the order; sorting again costs nothing and keeps our own promise.
-    best = ranked((entry.class_name, entry.probability) for entry in classification.classes)
-    return replace(
-        best,
+    return ranked(
+        [(entry.class_name, entry.probability) for entry in classification.classes],
         similarity=classification.similarity if classification.HasField("similarity") else None,
         none_of_these=classification.none_of_these if classification.HasField("none_of_these") else None,
     )
