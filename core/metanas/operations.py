@@ -123,8 +123,9 @@ class FactorizedReduction(Operation):
 
 def _pick(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Run a 1x1 convolution of stride 2."""
-    if conv.in_channels < 8:
-        # oneDNN (torch 2.13) writes out of bounds in its backward pass of these: the heap is corrupt, the process dies.
+    if conv.in_channels < 16:
+        # oneDNN (torch 2.13, uxlfoundation/oneDNN#6035) writes out of bounds in its backward pass of these, where a
+        # register holds more channels than there are: the heap is corrupt, the process dies.
         return functional.conv2d(x[:, :, ::2, ::2], conv.weight)
     return cast(Tensor, conv(x))
 

@@ -58,7 +58,8 @@ def assert_equal_passes(space: SearchSpace, *, batch: int, seed: int = 0, run_ab
     images = torch.rand(batch, space.in_channels, space.image_size, space.image_size)
     expected, expected_gradients = pass_through(network, images, on_engine=False, run_above=run_above)
     features, gradients = pass_through(network, images, on_engine=True, run_above=run_above)
-    assert (features - expected).abs().max() <= 2e-5 * expected.abs().max()
+    # Means over an image of values about 1, which may cancel.
+    assert (features - expected).abs().max() <= 2e-5 * expected.abs().max().clamp(min=0.1)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         other = expected_gradients[name]
@@ -87,6 +88,12 @@ def test_each_operation_alone_gives_the_features_and_gradients_of_pytorch(
 @pytest.mark.parametrize("channels", [2, 16, 17, 28, 40])
 def test_any_number_of_channels_gives_the_features_and_gradients_of_pytorch(channels: int) -> None:
     assert_equal_passes(SearchSpace(channels=channels, image_size=8, cells=2, reduction_cells=(1,)), batch=2)
+
+
+@pytest.mark.parametrize(("image_size", "reduction_cells"), [(47, (1,)), (47, (0,)), (84, (0,))])
+def test_images_of_many_bands_of_lines(image_size: int, reduction_cells: tuple[int, ...]) -> None:
+    space = SearchSpace(channels=4, in_channels=3, image_size=image_size, cells=2, reduction_cells=reduction_cells)
+    assert_equal_passes(space, batch=3)
 
 
 @pytest.mark.parametrize("image_size", [7, 12, 21])

@@ -1,6 +1,8 @@
 """Candidate operations: sizes, parameter counts, and the shortcuts that must change no result."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -243,3 +245,19 @@ def test_an_affine_operation_has_two_parameters_more_a_channel_for_each_of_its_n
     plain, affine = (build_operation(name, 4, stride=stride, affine=flag) for flag in (False, True))
     norms = 2 if name.startswith("sep") else 1
     assert count_parameters(affine) == count_parameters(plain) + norms * 2 * 4
+
+
+def test_narrow_reductions_leave_the_heap_whole() -> None:
+    # In a process of its own: what oneDNN writes out of bounds (uxlfoundation/oneDNN#6035) kills it.
+    code = """
+import torch
+from metanas.operations import FactorizedReduction
+
+for channels in (4, 8, 12, 15):
+    reduction = FactorizedReduction(channels, 4).to(memory_format=torch.channels_last)
+    for _ in range(20):
+        x = torch.rand(3, channels, 84, 84).contiguous(memory_format=torch.channels_last).requires_grad_()
+        reduction(x).sum().backward()
+        others = [torch.rand(1000) for _ in range(50)]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,66 +17,88 @@ static float *node_gradient(const Pass *pass, const Row *row, int image) {
     return image_of(node->g, image, node->H, node->W, pass->net->CP);
 }
 
+/* A band of lines at a time, for rows share what they read: gradients of nodes, raw outputs of poolings. */
 static void stage_row_sums(Pass *pass, int image, int slot, float *scratch) {
     Cell *cell = &pass->cell[pass->at];
+    int size = cell->source[2].H, CP = pass->net->CP; /* of all that rows give */
     (void)scratch;
-    for (int e = 0; e < cell->spec->rows; e++) {
-        Row *row = &cell->row[e];
-        if (!leaves(pass, row)) continue;
-        long pixels = (long)row->H * row->W;
-        products(pass, slot, of_row(e), node_gradient(pass, row, image), row->y + image * pixels * pass->net->CP,
-                 row->norm.mean, pixels);
+    for (int from = 0, to; from < size; from = to) {
+        to = end_of(from, size, size);
+        long first = (long)from * size * CP, whole = (long)size * size * CP;
+        for (int e = 0; e < cell->spec->rows; e++) {
+            Row *row = &cell->row[e];
+            if (!leaves(pass, row)) continue;
+            products(pass, slot, of_row(e), node_gradient(pass, row, image) + first, row->y + image * whole + first,
+                     row->norm.mean, (long)(to - from) * size);
+        }
     }
 }
 
 /* The gradient of the raw output of a row, lines `from` to `to`. */
-static void output_gradient(const Pass *pass, const Row *row, int image, float *out, int add, int from, int to) {
+static void output_gradient(const Pass *pass, const Row *row, int image, float *out, int from, int to) {
     long line = (long)row->W * pass->net->CP, first = from * line;
     combine(out, node_gradient(pass, row, image) + first, row->y + image * row->H * line + first, row->norm.P,
-            row->norm.Q, row->norm.R, (long)(to - from) * row->W, pass->net->CP, add);
+            row->norm.Q, row->norm.R, (long)(to - from) * row->W, pass->net->CP);
 }
 
-/* Back through a pointwise convolution, lines `from` to `to`: its weights, and the gradient of its input inside a border.
- * in, d: from the first of these lines on. */
-static void backward_pointwise(Pass *pass, const Row *row, int slot, int pack, const float *in, const float *d,
-                               float *din, int border, int from, int to) {
-    int CP = pass->net->CP, C = pass->net->C;
-    outer(gradient(pass, slot, pack), &in, 1, 0, CP, d, 0, CP, 1, (to - from) * row->W, C, CP);
-    for (int y = from; y < to; y++)
-        product(pixel(din, row->W, border, CP, y, 0), CP, row->W,
-                &(Tap){d + (long)(y - from) * row->W * CP, transposed(pass, pack)}, 1, CP, C, CP, 0);
+/* out = the gradient of what all rows of a kind without weights, of one source, read; lines `from` to `to`. They
+ * have one raw output, so it is read once. False: there is no such row. */
+static int weightless_gradient(const Pass *pass, int s, int kind, int image, float *out, int from, int to) {
+    const Cell *cell = &pass->cell[pass->at];
+    const Row *last = NULL;
+    int CP = pass->net->CP, size = cell->source[2].H, n = 0, add = 0;
+    long first = (long)from * size * CP, pixels = (long)(to - from) * size;
+    float slopes[CP], none[CP];
+    Term terms[4];
+    memset(slopes, 0, sizeof slopes);
+    memset(none, 0, sizeof none);
+    for (int e = 0; e < cell->spec->rows; e++) {
+        const Row *row = &cell->row[e];
+        if (!row->run || row->spec->source != s || row->spec->kind != kind) continue;
+        last = row;
+        for (int c = 0; c < CP; c++) slopes[c] += row->norm.Q[c];
+        terms[n++] = (Term){node_gradient(pass, row, image) + first, row->norm.P, row->norm.R};
+        if (n < 4) continue;
+        add_terms(out + first, terms, n, pixels, CP, add);
+        n = 0;
+        add = 1;
+    }
+    if (last == NULL) return 0;
+    terms[n++] = (Term){last->y + (long)image * size * size * CP + first, slopes, none};
+    add_terms(out + first, terms, n, pixels, CP, add);
+    return 1;
 }
 
-/* Back through a depthwise convolution to its weights, lines `from` to `to`. d has a border, as `in` has. */
-static void depthwise_weights(Pass *pass, const Row *row, int slot, int pack, float *in, int in_W, int in_border,
-                              int stride, float *d, int border, int from, int to) {
-    int CP = pass->net->CP, kernel = row->spec->kernel, far = row->spec->dilation, half = kernel / 2;
+/* Back through a round of a separable convolution, lines `from` to `to` of its output: to its weights, and into a ring
+ * the gradient between depthwise and pointwise. in: with a border; out: what came between, d: the gradient of the
+ * output, both from the first of these lines on. */
+static void separable_weights(Pass *pass, const Row *row, int slot, const int *packs, float *in, int in_W, int in_border,
+                              int stride, const float *out, const float *d, const Ring *ring, int from, int to) {
+    int CP = pass->net->CP, C = pass->net->C, kernel = row->spec->kernel, far = row->spec->dilation, half = kernel / 2;
+    outer(gradient(pass, slot, packs[1]), &out, 1, 0, CP, d, 0, CP, 1, (to - from) * row->W, C, CP);
     for (int y = from; y < to; y++) {
+        float *between = ring_line(ring, CP, y, row->H);
         const float *rows[5];
+        product(between, CP, row->W, &(Tap){d + (long)(y - from) * row->W * CP, transposed(pass, packs[1])}, 1, CP, C, CP,
+                0);
         for (int k = 0; k < kernel; k++)
             rows[k] = pixel(in, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
-        depthwise_outer_row(kernel, gradient(pass, slot, pack), pixel(d, row->W, border, CP, y, 0), CP, row->W, rows,
-                            (long)far * CP, (long)stride * CP, CP);
+        depthwise_outer_row(kernel, gradient(pass, slot, packs[0]), between, CP, row->W, rows, (long)far * CP,
+                            (long)stride * CP, CP);
     }
 }
 
-/* The same to its input: din, with a border, is added to. */
-static void depthwise_input(Pass *pass, const Row *row, int pack, float *din, int in_H, int in_W, int in_border,
-                            int stride, float *d, int border) {
+/* Line y of the gradient of a depthwise convolution's input, from the ring; stride 1. */
+static void depthwise_input(Pass *pass, const Row *row, int pack, float *din, const Ring *ring, int y, int add) {
     int CP = pass->net->CP, kernel = row->spec->kernel, far = row->spec->dilation, half = kernel / 2;
-    for (int y = 0; y < row->H && stride > 1; y++) {
-        float *to[5];
-        for (int k = 0; k < kernel; k++)
-            to[k] = pixel(din, in_W, in_border, CP, y * stride + (k - half) * far, -half * far);
-        depthwise_scatter_row(kernel, pixel(d, row->W, border, CP, y, 0), CP, row->W, to, (long)far * CP,
-                              (long)stride * CP, matrices(pass, pack), CP);
-    }
-    for (int y = 0; y < in_H && stride == 1; y++) {
-        const float *rows[5];
-        for (int k = 0; k < kernel; k++) rows[k] = pixel(d, row->W, border, CP, y + (k - half) * far, -half * far);
-        depthwise_row(kernel, pixel(din, in_W, in_border, CP, y, 0), CP, in_W, rows, (long)far * CP, CP,
-                      transposed(pass, pack), CP, 1);
-    }
+    const float *rows[5];
+    for (int k = 0; k < kernel; k++) rows[k] = ring_line(ring, CP, y + (k - half) * far, row->H) - (long)half * far * CP;
+    depthwise_row(kernel, din, CP, row->W, rows, (long)far * CP, CP, transposed(pass, pack), CP, add);
+}
+
+/* The lines whose gradient is known once lines up to `to` of what they are read by is there. */
+static int ready_lines(const Row *row, int to) {
+    return to == row->H ? row->H : to - row->spec->kernel / 2 * row->spec->dilation;
 }
 
 static void stage_second_round_back(Pass *pass, int image, int slot, float *scratch) {
@@ -84,33 +106,38 @@ static void stage_second_round_back(Pass *pass, int image, int slot, float *scra
     Cell *cell = &pass->cell[pass->at];
     int CP = net->CP;
     float *d = scratch, *in = d + pass->scratch_floats, *out = in + pass->scratch_floats;
-    float *dout = out + pass->scratch_floats, *din = dout + pass->scratch_floats;
+    float *din = out + pass->scratch_floats, *spare = din + pass->scratch_floats;
     for (int e = 0; e < cell->spec->rows; e++) {
         Row *row = &cell->row[e];
         if (!is_second_round(pass, row)) continue;
-        int border = row->spec->kernel / 2;
-        long pixels = (long)row->H * row->W;
-        const int *packs = row->spec->packs;
+        int border = row->spec->kernel / 2, W = row->W, done = 0;
+        const int *packs = row->spec->packs + 2;
+        Ring ring = gradient_ring(row, 1, spare);
+        clear_ring(&ring, CP);
         between_rounds(pass, row, image, in);
-        clear_border(dout, row->H, row->W, border, CP);
         for (int from = 0, to; from < row->H; from = to) {
-            to = end_of(from, row->W, row->H);
-            output_gradient(pass, row, image, d, 0, from, to);
-            depthwise_lines(row, out, in, row->W, border, 1, matrices(pass, packs[2]), CP, from, to);
-            backward_pointwise(pass, row, slot, packs[3], out, d, dout, border, from, to);
-            depthwise_weights(pass, row, slot, packs[2], in, row->W, border, 1, dout, border, from, to);
+            to = end_of(from, W, row->H);
+            output_gradient(pass, row, image, d, from, to);
+            depthwise_lines(row, out, in, W, border, 1, matrices(pass, packs[0]), CP, from, to);
+            separable_weights(pass, row, slot, packs, in, W, border, 1, out, d, &ring, from, to);
+            int ready = ready_lines(row, to), some = (ready - done) * W;
+            long at = ((long)image * row->H + done) * W * CP;
+            if (some <= 0) continue;
+            for (int y = done; y < ready; y++) {
+                float *line = din + (long)(y - done) * W * CP;
+                depthwise_input(pass, row, packs[0], line, &ring, y, 0);
+                mask_row(line, NULL, pixel(in, W, border, CP, y, 0), line, (long)W * CP);
+            }
+            gradient_sums(pass, slot, of_inner(e), din, some);
+            products(pass, slot, of_inner(e), din, row->mid + at, row->inner.mean, some);
+            /* What these lines of the row were is known by now: their place holds the gradient of the first norm's output. */
+            stream_copy(row->y + at, din, (long)some * CP);
+            done = ready;
         }
-        memset(din, 0, (long)(row->H + 2 * border) * (row->W + 2 * border) * CP * sizeof(float));
-        depthwise_input(pass, row, packs[2], din, row->H, row->W, border, 1, dout, border);
-        masked(d, NULL, in, din, row->H, row->W, border, CP);
-        gradient_sums(pass, slot, of_inner(e), d, pixels);
-        products(pass, slot, of_inner(e), d, row->mid + image * pixels * CP, row->inner.mean, pixels);
-        /* What the row was is known by now: its place holds the gradient of the first norm's output. */
-        stream_copy(row->y + image * pixels * CP, d, pixels * CP);
     }
 }
 
-/* The weights of the 5x1 convolution, by lines `from` to `to` of d. */
+/* The weights of the 5x1 convolution, by lines `from` to `to` of the output. d: from the first of them on. */
 static void factorized_down_weights(Pass *pass, const Row *row, int H, const float *mid, const float *d, int slot,
                                     int from, int to) {
     int CP = pass->net->CP, C = pass->net->C, s = row->stride, w = row->W;
@@ -120,21 +147,22 @@ static void factorized_down_weights(Pass *pass, const Row *row, int H, const flo
         if (first < from) first = from;
         if (last >= to) last = to - 1;
         if (last < first) continue;
-        const float *in = mid + (first * s + t - 2) * line;
+        const float *in = mid + (first * s + t - 2) * line, *by = d + (first - from) * line;
         float *sum = gradient(pass, slot, row->spec->packs[1]) + (long)t * C * CP;
         if (s == 1)
-            outer(sum, &in, 1, 0, CP, d + first * line, 0, CP, 1, (last - first + 1) * w, C, CP);
+            outer(sum, &in, 1, 0, CP, by, 0, CP, 1, (last - first + 1) * w, C, CP);
         else
-            outer(sum, &in, 1, s * line, CP, d + first * line, line, CP, last - first + 1, w, C, CP);
+            outer(sum, &in, 1, s * line, CP, by, line, CP, last - first + 1, w, C, CP);
     }
 }
 
-/* Back through the 5x1 and then the 1x5 convolution, lines `from` to `to` of what lies between them. */
+/* Back through the 5x1 and then the 1x5 convolution, lines `from` to `to` of what lies between them. dmid: room for
+ * them, inside a border of zeros. */
 static void factorized_lines_back(Pass *pass, const Row *row, const Source *source, int slot, float *r, float *dr,
-                                  const float *d, float *dmid, int from, int to) {
+                                  const Ring *d, float *dmid, int from, int to) {
     const Net *net = pass->net;
     int CP = net->CP, C = net->C, s = row->stride, W = source->W, h = row->H, w = row->W;
-    long line = (long)w * CP, matrix = (long)C * CP;
+    long matrix = (long)C * CP;
     const int *packs = row->spec->packs;
     Tap taps[5];
     if (to <= from) return;
@@ -143,37 +171,36 @@ static void factorized_lines_back(Pass *pass, const Row *row, const Source *sour
         for (int t = 0; t < 5; t++) {
             int at = v + 2 - t;
             if (at >= 0 && at % s == 0 && at / s < h)
-                taps[n++] = (Tap){d + at / s * line, transposed(pass, packs[1]) + t * matrix};
+                taps[n++] = (Tap){ring_line(d, CP, at / s, h), transposed(pass, packs[1]) + t * matrix};
         }
-        product(pixel(dmid, w, 2, CP, v, 0), CP, w, taps, n, CP, C, CP, 0);
+        product(pixel(dmid, w, 2, CP, v - from, 0), CP, w, taps, n, CP, C, CP, 0);
     }
     const float *in[5];
     for (int t = 0; t < 5; t++) in[t] = pixel(r, W, net->pad, CP, from, t - 2);
-    outer(gradient(pass, slot, packs[0]), in, 5, (long)(W + 2 * net->pad) * CP, (long)s * CP,
-          pixel(dmid, w, 2, CP, from, 0), (long)(w + 4) * CP, CP, to - from, w, C, CP);
+    outer(gradient(pass, slot, packs[0]), in, 5, (long)(W + 2 * net->pad) * CP, (long)s * CP, pixel(dmid, w, 2, CP, 0, 0),
+          (long)(w + 4) * CP, CP, to - from, w, C, CP);
     for (int v = from; v < to; v++)
         for (int phase = 0; phase < s; phase++) {
             int n = 0;
             for (int t = 0; t < 5; t++)
                 if ((phase + 2 - t) % s == 0)
-                    taps[n++] = (Tap){pixel(dmid, w, 2, CP, v, (phase + 2 - t) / s), transposed(pass, packs[0]) + t * matrix};
+                    taps[n++] = (Tap){pixel(dmid, w, 2, CP, v - from, (phase + 2 - t) / s),
+                                      transposed(pass, packs[0]) + t * matrix};
             product(pixel(dr, W, net->pad, CP, v, phase), (long)s * CP, (W - phase + s - 1) / s, taps, n, CP, C, CP, 1);
         }
 }
 
+/* Lines `from` to `to` of the output; `done` lines of what lies between the parts have gone back. */
 static void backward_factorized(Pass *pass, const Row *row, const Source *source, int image, int slot, float *r,
-                                float *dr, float *d, float *dmid) {
-    int CP = pass->net->CP, H = source->H;
+                                float *dr, const Ring *ring, float *dmid, int *done, int from, int to) {
+    int CP = pass->net->CP, H = source->H, s = row->stride;
     long line = (long)row->W * CP;
-    clear_border(dmid, H, row->W, 2, CP);
-    for (int from = 0, to, done = 0; from < row->H; from = to) {
-        to = end_of(from, row->W, row->H);
-        output_gradient(pass, row, image, d + from * line, 0, from, to);
-        factorized_down_weights(pass, row, H, row->mid + image * H * line, d, slot, from, to);
-        int ready = to == row->H ? H : to * row->stride - 2; /* what needs no later line of d */
-        factorized_lines_back(pass, row, source, slot, r, dr, d, dmid, done, ready);
-        if (ready > done) done = ready;
-    }
+    float *d = ring_line(ring, CP, from, row->H), *mid = row->mid + (long)image * H * line;
+    output_gradient(pass, row, image, d, from, to);
+    factorized_down_weights(pass, row, H, mid, d, slot, from, to);
+    int ready = to == row->H ? H : to * s - 2; /* what needs no later line of d */
+    factorized_lines_back(pass, row, source, slot, r, dr, ring, dmid, *done, ready);
+    if (ready > *done) *done = ready;
 }
 
 /* dr, with the border of r, is added to. */
@@ -195,35 +222,72 @@ static void backward_halving(Pass *pass, const float *d, int h, int w, float *r,
     }
 }
 
-/* The first round; of two, row->y holds the gradient of the first norm's output by now. */
+/* The first round, lines `from` to `to` of its output; of two, row->y holds the gradient of the first norm's output by
+ * now. `done` lines of the input have their gradient. */
 static void backward_separable(Pass *pass, const Row *row, int image, int slot, float *r, float *dr,
-                               const Source *source, float *d, float *out, float *dout) {
-    int CP = pass->net->CP, pad = pass->net->pad, border = row->spec->kernel / 2 * row->spec->dilation;
+                               const Source *source, float *d, float *out, const Ring *ring, int *done, int from, int to) {
+    int CP = pass->net->CP, pad = pass->net->pad, W = source->W, kernel = row->spec->kernel, far = row->spec->dilation;
     const int *packs = row->spec->packs;
-    clear_border(dout, row->H, row->W, border, CP);
-    for (int from = 0, to; from < row->H; from = to) {
-        to = end_of(from, row->W, row->H);
+    if (row->spec->rounds == 2) {
         long first = ((long)image * row->H + from) * row->W * CP;
-        if (row->spec->rounds == 2)
-            combine(d, row->y + first, row->mid + first, row->inner.P, row->inner.Q, row->inner.R,
-                    (long)(to - from) * row->W, CP, 0);
-        else
-            output_gradient(pass, row, image, d, 0, from, to);
-        depthwise_lines(row, out, r, source->W, pad, row->stride, matrices(pass, packs[0]), CP, from, to);
-        backward_pointwise(pass, row, slot, packs[1], out, d, dout, border, from, to);
-        depthwise_weights(pass, row, slot, packs[0], r, source->W, pad, row->stride, dout, border, from, to);
+        combine(d, row->y + first, row->mid + first, row->inner.P, row->inner.Q, row->inner.R,
+                (long)(to - from) * row->W, CP);
+    } else {
+        output_gradient(pass, row, image, d, from, to);
     }
-    depthwise_input(pass, row, packs[0], dr, source->H, source->W, pad, row->stride, dout, border);
+    depthwise_lines(row, out, r, W, pad, row->stride, matrices(pass, packs[0]), CP, from, to);
+    separable_weights(pass, row, slot, packs, r, W, pad, row->stride, out, d, ring, from, to);
+    for (int y = from; y < to && row->stride > 1; y++) {
+        float *at[5];
+        for (int k = 0; k < kernel; k++)
+            at[k] = pixel(dr, W, pad, CP, y * row->stride + (k - kernel / 2) * far, -(kernel / 2) * far);
+        depthwise_scatter_row(kernel, ring_line(ring, CP, y, row->H), CP, row->W, at, (long)far * CP,
+                              (long)row->stride * CP, matrices(pass, packs[0]), CP);
+    }
+    for (int ready = ready_lines(row, to); *done < ready && row->stride == 1; ++*done)
+        depthwise_input(pass, row, packs[0], pixel(dr, W, pad, CP, *done, 0), ring, *done, 1);
 }
 
-/* All that reads sources `from` to `to`, back to their gradients. */
+/* Whether a row has to go back band by band, from source s. */
+static int has_bands(const Row *row, int s) {
+    return row->run && row->spec->source == s && (row->spec->kind == FACTORIZED || row->spec->kind == SEPARABLE);
+}
+
+/* Have what the next row reads fetched while this one computes: of this band, or after the last row of the next. */
+static void look_to_next(const Pass *pass, int s, int e, int image, int from, int to) {
+    const Cell *cell = &pass->cell[pass->at];
+    int size = cell->source[2].H, next = e + 1, CP = pass->net->CP;
+    while (next < cell->spec->rows && !has_bands(&cell->row[next], s)) next++;
+    if (next == cell->spec->rows) {
+        from = to;
+        to = end_of(from, size, size);
+        for (next = 0; !has_bands(&cell->row[next], s);) next++;
+    }
+    const Row *row = &cell->row[next];
+    long line = (long)size * CP, first = ((long)image * size + from) * line, floats = (to - from) * line;
+    if (floats <= 0) return;
+    look_ahead(0, row->y + first, floats);
+    if (row->spec->rounds == 2)
+        look_ahead(1, row->mid + first, floats);
+    else
+        look_ahead(1, node_gradient(pass, row, image) + from * line, floats);
+    if (row->spec->kind == FACTORIZED) {
+        int H = cell->source[s].H, top = from * row->stride + 2, end = to * row->stride + 2;
+        if (top < H) look_ahead(2, row->mid + ((long)image * H + top) * line, ((end < H ? end : H) - top) * line);
+    }
+}
+
+/* All that reads sources `from` to `to`, back to their gradients: a band of lines at a time, in all rows, for they share
+ * what they read. */
 static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) {
     const Net *net = pass->net;
     Cell *cell = &pass->cell[pass->at];
     int CP = net->CP;
     long room = pass->scratch_floats;
-    float *dr = scratch, *dx = dr + room, *d = dx + room, *out = d + room, *dout = out + room, *r = dout + room;
+    float *dr = scratch, *dx = dr + room, *d = dx + room, *out = d + room, *dmid = out + room, *r = dmid + room;
     float *dpool[2] = {r + room, r + 2 * room};
+    Ring ring[net->max_rows];
+    int done[net->max_rows];
     for (int s = pass->from; s <= pass->to; s++) {
         if (s < 2 && !cell->read[s]) continue;
         Source *source = &cell->source[s];
@@ -231,48 +295,58 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
         int h = pooled_size(H, stride), w = pooled_size(W, stride);
         long pixels = (long)H * W;
         float *x = image_of(source->x, image, H, W, CP), *g = image_of(source->g, image, H, W, CP);
-        memset(dx, 0, pixels * CP * sizeof(float));
+        float *spare = r + 3 * room;
+        int skips = 0;
         if (source->rectified) {
             rectify_source(pass, source, image, r);
             memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
+            clear_border(dmid, H, w, 2, CP);
         }
-        for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
-            if (source->pooled[kind]) memset(dpool[kind], 0, (long)h * w * CP * sizeof(float));
         for (int e = 0; e < cell->spec->rows; e++) {
             Row *row = &cell->row[e];
-            if (!row->run || row->spec->source != s) continue;
-            const int *packs = row->spec->packs;
-            switch (row->spec->kind) {
-            case MAX_POOL:
-            case MEAN_POOL:
-                output_gradient(pass, row, image, dpool[row->spec->kind], 1, 0, row->H);
-                break;
-            case SKIP:
-                output_gradient(pass, row, image, dx, 1, 0, row->H);
-                break;
-            case HALVING:
-                output_gradient(pass, row, image, d, 0, 0, row->H);
-                backward_halving(pass, d, row->H, row->W, r, dr, W, 0, slot, packs);
-                break;
-            case FACTORIZED:
-                backward_factorized(pass, row, source, image, slot, r, dr, d, dout);
-                break;
-            case SEPARABLE:
-                backward_separable(pass, row, image, slot, r, dr, source, d, out, dout);
-                break;
+            if (!has_bands(row, s)) continue;
+            ring[e] = gradient_ring(row, row->spec->dilation, spare);
+            spare += ring_floats(&ring[e], CP);
+            clear_ring(&ring[e], CP);
+            done[e] = 0;
+        }
+        for (int from = 0, to; from < h; from = to) {
+            to = end_of(from, w, h);
+            for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
+                weightless_gradient(pass, s, kind, image, dpool[kind], from, to);
+            skips = weightless_gradient(pass, s, SKIP, image, dx, from, to);
+            for (int e = 0; e < cell->spec->rows; e++) {
+                Row *row = &cell->row[e];
+                if (!has_bands(row, s)) continue;
+                look_to_next(pass, s, e, image, from, to);
+                if (row->spec->kind == FACTORIZED)
+                    backward_factorized(pass, row, source, image, slot, r, dr, &ring[e], dmid, &done[e], from, to);
+                else if (row->spec->kind == SEPARABLE)
+                    backward_separable(pass, row, image, slot, r, dr, source, d, out, &ring[e], &done[e], from, to);
             }
         }
+        for (int e = 0; e < cell->spec->rows; e++) {
+            Row *row = &cell->row[e];
+            if (!row->run || row->spec->source != s || row->spec->kind != HALVING) continue;
+            output_gradient(pass, row, image, d, 0, row->H);
+            backward_halving(pass, d, row->H, row->W, r, dr, W, 0, slot, row->spec->packs);
+        }
+        if (!skips) memset(dx, 0, pixels * CP * sizeof(float));
         if (source->pooled[MAX_POOL])
             max_pool_transposed(dx, dpool[MAX_POOL], source->place + (long)image * h * w * CP, H, W, stride, CP);
         if (source->pooled[MEAN_POOL]) mean_pool_transposed(dx, dpool[MEAN_POOL], H, W, stride, CP);
-        if (source->rectified) masked(dx, dx, r, dr, H, W, net->pad, CP);
-        if (s < 2) {
-            products(pass, slot, of_source(pass, s), dx, x, source->norm.mean, pixels);
-        } else {
-            for (long i = 0; i < pixels * CP; i += VL) store(dx + i, load(dx + i) + load(g + i));
+        for (int from = 0, to; from < H; from = to) {
+            to = end_of(from, W, H);
+            long at = (long)from * W * CP, some = (long)(to - from) * W;
+            if (source->rectified) masked(dx + at, dx + at, r, dr, from, to, W, net->pad, CP);
+            if (s < 2) {
+                products(pass, slot, of_source(pass, s), dx + at, x + at, source->norm.mean, some);
+            } else {
+                for (long i = at; i < at + some * CP; i += VL) store(dx + i, load(dx + i) + load(g + i));
+            }
+            gradient_sums(pass, slot, of_source(pass, s), dx + at, some);
+            stream_copy(g + at, dx + at, some * CP);
         }
-        gradient_sums(pass, slot, of_source(pass, s), dx, pixels);
-        stream_copy(g, dx, pixels * CP);
     }
 }
 
@@ -289,7 +363,7 @@ static void project_back(Pass *pass, Source *to, int groups, const int *inputs, 
         for (int i = 0; i < n; i++) {
             const Source *source = &cell->source[inputs[i]];
             combine(d + i * room, source->g + (first + at) * CP, source->x + (first + at) * CP, source->norm.P,
-                    source->norm.Q, source->norm.R, some, CP, 0);
+                    source->norm.Q, source->norm.R, some, CP);
         }
         for (int g = 0; g < groups; g++) {
             float *total = to[g].g + (first + at) * CP;
@@ -317,13 +391,13 @@ static void project_halving_back(Pass *pass, Source *to, int groups, int j, int 
     float *r = scratch, *dr = r + pass->scratch_floats, *d = dr + pass->scratch_floats;
     combine(d, image_of(source->g, image, source->H, source->W, CP),
             image_of(source->x, image, source->H, source->W, CP), source->norm.P, source->norm.Q, source->norm.R,
-            (long)source->H * source->W, CP, 0);
+            (long)source->H * source->W, CP);
     for (int g = 0; g < groups; g++) {
         float *total = image_of(to[g].g, image, H, W, CP);
         rectify_source(pass, &to[g], image, r);
         memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
         backward_halving(pass, d, source->H, source->W, r, dr, W, g, slot, cell->spec->inputs[j]);
-        masked(total, to[g].has_gradient ? total : NULL, r, dr, H, W, net->pad, CP);
+        masked(total, to[g].has_gradient ? total : NULL, r, dr, 0, H, W, net->pad, CP);
     }
 }
 
@@ -371,7 +445,7 @@ static void stage_stem_back(Pass *pass, int image, int slot, float *scratch) {
     for (int g = 0; g < net->groups; g++) {
         Source *source = &pass->stem[g];
         combine(scratch, image_of(source->g, image, size, size, CP), image_of(source->x, image, size, size, CP),
-                source->norm.P, source->norm.Q, source->norm.R, (long)size * size, CP, 0);
+                source->norm.P, source->norm.Q, source->norm.R, (long)size * size, CP);
         outer(gradient(pass, slot, g), in, 9, (long)(size + 2) * n, n, scratch, (long)size * CP, CP, size, size, n, CP);
     }
 }

@@ -80,6 +80,47 @@ struct Pass {
     int at, from, to; /* which cell, which sources or node */
 };
 
+/* Lines of an image that is worked on together, so that they stay in the first cache. */
+static int band_of(int W) { return W < 180 ? 180 / W : 1; }
+
+static int end_of(int from, int W, int H) { return from + band_of(W) < H ? from + band_of(W) : H; }
+
+/* The last lines of an image that is written and read band by band; what is no longer read is overwritten. So it stays in
+ * the caches, whatever its size. */
+typedef struct {
+    float *room;
+    int lines, W, border;
+} Ring;
+
+/* keep: how many lines before a band are still read when it is there. A band lies in one piece. */
+static Ring ring_of(float *room, int H, int W, int band, int keep, int border) {
+    int lines = (keep + 2 * band - 1) / band * band;
+    return (Ring){room, lines < H ? lines : H, W, border};
+}
+
+/* With one line more, which stays zero: those above and below the image. */
+static long ring_floats(const Ring *ring, int CP) { return (ring->lines + 1L) * (ring->W + 2 * ring->border) * CP; }
+
+static void clear_ring(const Ring *ring, int CP) { memset(ring->room, 0, ring_floats(ring, CP) * sizeof(float)); }
+
+/* The first pixel of line y of an image of H lines. */
+static float *ring_line(const Ring *ring, int CP, int y, int H) {
+    int at = y < 0 || y >= H ? ring->lines : y % ring->lines;
+    return ring->room + ((long)at * (ring->W + 2 * ring->border) + ring->border) * CP;
+}
+
+/* What a factorized convolution keeps between its two parts, of the source's lines. */
+static Ring factorized_ring(const Row *row, const Source *source, float *room) {
+    return ring_of(room, source->H, row->W, band_of(row->W) * row->stride, 4, 0);
+}
+
+/* Of the gradient of what comes after the (depthwise or second) convolution of a row, which its input needs. */
+static Ring gradient_ring(const Row *row, int dilation, float *room) {
+    int reach = row->spec->kernel / 2 * dilation, band = band_of(row->W);
+    if (row->spec->kind == FACTORIZED) return ring_of(room, row->H, row->W, band, 4, 0);
+    return ring_of(room, row->H, row->W, band, 2 * reach, reach);
+}
+
 static float *take(Pass *pass, long floats) {
     float *at = pass->base ? pass->base + pass->offset : NULL;
     pass->offset += (floats + 31) / 32 * 32;
@@ -105,6 +146,28 @@ static Source take_source(Pass *pass, int H, int W, int normed) {
     return source;
 }
 
+/* Room for the rings of all rows that leave one source. */
+static long rings_floats(const Pass *pass) {
+    long most = 0;
+    for (int c = 0; c < pass->net->cells; c++)
+        for (int s = 0; s < pass->net->nodes + 2; s++) {
+            const Cell *cell = &pass->cell[c];
+            long forward = 0, backward = 0;
+            for (int e = 0; e < cell->spec->rows; e++) {
+                const Row *row = &cell->row[e];
+                int kind = row->spec->kind;
+                if (!row->run || row->spec->source != s || (kind != FACTORIZED && kind != SEPARABLE)) continue;
+                Ring between = factorized_ring(row, &cell->source[s], NULL);
+                Ring gradient = gradient_ring(row, row->spec->dilation, NULL);
+                if (kind == FACTORIZED) forward += ring_floats(&between, pass->net->CP);
+                backward += ring_floats(&gradient, pass->net->CP);
+            }
+            if (forward > most) most = forward;
+            if (backward > most) most = backward;
+        }
+    return most;
+}
+
 /* Where everything lies in the workspace; the same for the same batch and rows. */
 static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *const *run, float *base) {
     memset(pass, 0, sizeof *pass);
@@ -126,8 +189,6 @@ static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *
     long room = (long)(size + 2 * border) * (size + 2 * border);
     int groups = net->groups > net->nodes ? net->groups : net->nodes;
     pass->scratch_floats = (room > STRIP ? room : STRIP) * CP;
-    for (int t = 0; t < MAX_THREADS; t++)
-        pass->scratch[t] = take(pass, (groups > 8 ? groups + 1 : 9) * pass->scratch_floats);
     pass->stem = calloc(net->groups, sizeof(Source));
     for (int g = 0; g < net->groups; g++) pass->stem[g] = take_source(pass, size, size, 1);
     pass->cell = calloc(net->cells, sizeof(Cell));
@@ -179,6 +240,8 @@ static void lay_out(Pass *pass, const Net *net, int batch, const unsigned char *
         }
         H = out;
     }
+    for (int t = 0; t < MAX_THREADS; t++)
+        pass->scratch[t] = take(pass, (groups > 8 ? groups + 1 : 9) * pass->scratch_floats + rings_floats(pass));
 }
 
 static void let_go(Pass *pass) {
@@ -288,10 +351,11 @@ static void rectify_source(const Pass *pass, const Source *source, int image, fl
             pass->net->pad, CP);
 }
 
-/* g = extra + mask(r) * d; r and d have a border; extra may be NULL, or be g. */
-static void masked(float *g, const float *extra, float *r, float *d, int H, int W, int border, int CP) {
-    for (int y = 0; y < H; y++) {
-        long line = (long)y * W * CP;
+/* g = extra + mask(r) * d, lines `from` to `to`; r and d have a border; extra may be NULL, or be g: both from the first
+ * of these lines on. */
+static void masked(float *g, const float *extra, float *r, float *d, int from, int to, int W, int border, int CP) {
+    for (int y = from; y < to; y++) {
+        long line = (long)(y - from) * W * CP;
         mask_row(g + line, extra ? extra + line : NULL, pixel(r, W, border, CP, y, 0), pixel(d, W, border, CP, y, 0),
                  (long)W * CP);
     }

@@ -1,10 +1,5 @@
 /* The forward pass: stages and their order. Part of engine.c. */
 
-/* Lines of an image that are worked on together, so that they stay in the first cache. */
-static int band_of(int W) { return W < 180 ? 180 / W : 1; }
-
-static int end_of(int from, int W, int H) { return from + band_of(W) < H ? from + band_of(W) : H; }
-
 /* The depthwise part of a separable convolution, lines `from` to `to`: image with a border -> (lines, W, CP). */
 static void depthwise_lines(const Row *row, float *out, float *in, int in_W, int border, int stride, const float *w,
                             int CP, int from, int to) {
@@ -17,22 +12,24 @@ static void depthwise_lines(const Row *row, float *out, float *in, int in_W, int
     }
 }
 
-/* The 1x5 part of lines `from` to `to` of the source. mid has room for the whole image. */
-static void factorized_across(Pass *pass, Row *row, Source *source, int image, float *r, float *mid, int from, int to) {
+/* The 1x5 part of lines `from` to `to` of the source. */
+static void factorized_across(Pass *pass, Row *row, Source *source, int image, float *r, const Ring *mid, int from,
+                              int to) {
     int CP = pass->net->CP, C = pass->net->C;
     long line = (long)row->W * CP;
     const float *w = matrices(pass, row->spec->packs[0]);
     Tap taps[5];
     for (int v = from; v < to; v++) {
+        float *out = ring_line(mid, CP, v, source->H);
         for (int t = 0; t < 5; t++)
             taps[t] = (Tap){pixel(r, source->W, pass->net->pad, CP, v, t - 2), w + (long)t * C * CP};
-        product(mid + v * line, CP, row->W, taps, 5, (long)row->stride * CP, C, CP, 0);
-        stream_copy(row->mid + ((long)image * source->H + v) * line, mid + v * line, line);
+        product(out, CP, row->W, taps, 5, (long)row->stride * CP, C, CP, 0);
+        stream_copy(row->mid + ((long)image * source->H + v) * line, out, line);
     }
 }
 
 /* The 5x1 part: lines `from` to `to` of the output. */
-static void factorized_down(Pass *pass, Row *row, int H, const float *mid, float *out, int from, int to) {
+static void factorized_down(Pass *pass, Row *row, int H, const Ring *mid, float *out, int from, int to) {
     int CP = pass->net->CP, C = pass->net->C;
     long line = (long)row->W * CP;
     const float *w = matrices(pass, row->spec->packs[1]);
@@ -41,7 +38,7 @@ static void factorized_down(Pass *pass, Row *row, int H, const float *mid, float
         int n = 0;
         for (int t = 0; t < 5; t++) {
             int at = v * row->stride + t - 2;
-            if (at >= 0 && at < H) taps[n++] = (Tap){mid + at * line, w + (long)t * C * CP};
+            if (at >= 0 && at < H) taps[n++] = (Tap){ring_line(mid, CP, at, H), w + (long)t * C * CP};
         }
         product(out + (v - from) * line, CP, row->W, taps, n, CP, C, CP, 0);
     }
@@ -64,9 +61,10 @@ static void forward_halving(Pass *pass, float *out, int W, float *r, long room, 
     }
 }
 
-/* A band of a row's (first) convolution. mid: room for an image. */
-static void run_band(Pass *pass, Row *row, Source *source, int image, float *r, float *mid, float *y, int from, int to,
-                     int *done) {
+/* A band of a row's (first) convolution. mid: what is between the two parts of a factorized one, of which `done` lines
+ * are there; out: room for an image. */
+static void run_band(Pass *pass, Row *row, Source *source, int image, float *r, const Ring *mid, int *done, float *out,
+                     float *y, int from, int to) {
     const Net *net = pass->net;
     const int *packs = row->spec->packs;
     if (row->spec->kind == FACTORIZED) {
@@ -78,40 +76,47 @@ static void run_band(Pass *pass, Row *row, Source *source, int image, float *r, 
     } else if (row->spec->kind == HALVING) {
         forward_halving(pass, y, row->W, r, 0, 1, source->W, packs, from, to);
     } else {
-        depthwise_lines(row, mid, r, source->W, net->pad, row->stride, matrices(pass, packs[0]), net->CP, from, to);
-        product(y, net->CP, (to - from) * row->W, &(Tap){mid, matrices(pass, packs[1])}, 1, net->CP, net->C, net->CP, 0);
+        depthwise_lines(row, out, r, source->W, net->pad, row->stride, matrices(pass, packs[0]), net->CP, from, to);
+        product(y, net->CP, (to - from) * row->W, &(Tap){out, matrices(pass, packs[1])}, 1, net->CP, net->C, net->CP, 0);
     }
 }
 
-/* All that reads one source: pooling and the first round of every operation that leaves it.
- * x: its image, after the norm; r: that, rectified; scratch: room for two images. */
+/* All that reads one source: pooling and the first round of every operation that leaves it, a band of lines at a time.
+ * x: its image, after the norm; r: that, rectified; scratch: room for two images and the rings. */
 static void run_source(Pass *pass, int s, int image, int slot, float *x, float *r, float *scratch) {
     const Net *net = pass->net;
     Cell *cell = &pass->cell[pass->at];
     Source *source = &cell->source[s];
     int CP = net->CP, H = source->H, W = source->W;
     int stride = cell->spec->reduces && s < 2 ? 2 : 1, h = pooled_size(H, stride), w = pooled_size(W, stride);
-    float *y = scratch, *mid = y + pass->scratch_floats;
-    for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
-        for (int from = 0, to; from < h && source->pooled[kind]; from = to) {
-            long first = ((long)image * h + from) * w * CP;
-            to = end_of(from, w, h);
+    float *y = scratch, *out = y + pass->scratch_floats, *spare = out + pass->scratch_floats;
+    Ring mid[net->max_rows];
+    int done[net->max_rows];
+    for (int e = 0; e < cell->spec->rows; e++) {
+        Row *row = &cell->row[e];
+        if (!row->run || row->spec->source != s || row->spec->kind != FACTORIZED) continue;
+        mid[e] = factorized_ring(row, source, spare);
+        spare += ring_floats(&mid[e], CP);
+        done[e] = 0;
+    }
+    for (int from = 0, to; from < h; from = to) {
+        to = end_of(from, w, h);
+        long first = ((long)image * h + from) * w * CP, pixels = (long)(to - from) * w;
+        for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++) {
+            if (!source->pooled[kind]) continue;
             if (kind == MAX_POOL)
                 max_pool(y, source->place + first, x, H, W, stride, CP, from, to);
             else
                 mean_pool(y, x, H, W, stride, CP, from, to);
-            moments(pass, slot, of_pool(pass, s, kind), y, source->pool[kind] + first, (long)(to - from) * w);
+            moments(pass, slot, of_pool(pass, s, kind), y, source->pool[kind] + first, pixels);
         }
-    for (int e = 0; e < cell->spec->rows; e++) {
-        Row *row = &cell->row[e];
-        int kind = row->spec->kind, two = row->spec->rounds == 2, done = 0;
-        if (!row->run || row->spec->source != s) continue;
-        if (kind != FACTORIZED && kind != HALVING && kind != SEPARABLE) continue; /* nothing is left to do */
-        for (int from = 0, to; from < h; from = to) {
-            to = end_of(from, w, h);
-            run_band(pass, row, source, image, r, mid, y, from, to, &done);
-            moments(pass, slot, two ? of_inner(e) : of_row(e), y,
-                    (two ? row->mid : row->y) + ((long)image * h + from) * w * CP, (long)(to - from) * w);
+        for (int e = 0; e < cell->spec->rows; e++) {
+            Row *row = &cell->row[e];
+            int kind = row->spec->kind, two = row->spec->rounds == 2;
+            if (!row->run || row->spec->source != s) continue;
+            if (kind != FACTORIZED && kind != HALVING && kind != SEPARABLE) continue; /* nothing is left to do */
+            run_band(pass, row, source, image, r, &mid[e], &done[e], out, y, from, to);
+            moments(pass, slot, two ? of_inner(e) : of_row(e), y, (two ? row->mid : row->y) + first, pixels);
         }
     }
 }

@@ -47,6 +47,29 @@ typedef struct {
     const float *w;
 } Tap;
 
+/* ---- what is read next from far away, fetched while there is much to compute on what is near ------------------- */
+
+#define RANGES 3
+#define AHEAD 16 /* cache lines for each tap of a tile: what memory gives meanwhile */
+
+typedef struct {
+    const char *at, *end;
+} Range;
+static __thread Range ahead[RANGES];
+
+static void look_ahead(int which, const float *from, long floats) {
+    ahead[which] = (Range){(const char *)from, (const char *)(from + floats)};
+}
+
+static void fetch_ahead(int lines) {
+    for (int k = 0; k < RANGES; k++) {
+        Range *range = &ahead[k];
+        const char *at = range->at, *end = range->end;
+        for (int i = 0; i < lines && at < end; i++, at += 64) __builtin_prefetch(at, 0, 2);
+        range->at = at;
+    }
+}
+
 /* ---- out[p] (+)= sum over taps of in[p] W ---------------------------------------------------------------- */
 
 static const float zeros[PAIR];
@@ -126,6 +149,7 @@ static void product(float *out, long out_pix, int pixels, const Tap *taps, int n
     }
     for (int p = 0, size; p < pixels; p += size) {
         size = even_piece(pixels - p, TILE);
+        fetch_ahead(AHEAD * (n < 3 ? n : 3));
         for (int c = 0; c < CP; c += PAIR)
             product_some(size, out + p * out_pix + c, out_pix, taps, n, p * in_pix, in_pix, (long)c * K, K, add);
     }
@@ -187,6 +211,7 @@ static void outer(float *dw, const float *const *in, int n, long in_row, long in
                 for (int c = 0; c < CP; c += PAIR)
                     for (int k = 0, size; k < K; k += size) {
                         size = even_piece(K - k, TILE);
+                        fetch_ahead(AHEAD);
                         outer_some(size, dw + (long)t * K * CP + (long)c * K + k * PAIR,
                                    in[t] + y * in_row + p * in_pix + k, in_row, in_pix,
                                    dout + y * out_row + p * out_pix + c, out_row, out_pix, some, across);

@@ -119,28 +119,18 @@ ALONE void add_products(double *sums, const float *g, const float *y, const floa
     }
 }
 
-/* out (+)= P * g + Q * y + R, by channel: the backward pass of a batch norm. */
-INLINE void combine_of(const int add, float *out, const float *g, const float *y, const float *P, const float *Q,
-                       const float *R, long pixels, int CP) {
+/* out = P * g + Q * y + R, by channel: the backward pass of a batch norm. */
+ALONE void combine(float *out, const float *g, const float *y, const float *P, const float *Q, const float *R,
+                   long pixels, int CP) {
     for (int c = 0; c < CP; c += PAIR) {
         vec s[2], t[2], u[2];
         for (int v = 0; v < 2; v++) s[v] = load(P + c + v * VL), t[v] = load(Q + c + v * VL), u[v] = load(R + c + v * VL);
         for (long p = 0; p < pixels; p++)
             for (int v = 0; v < 2; v++) {
                 long at = p * CP + c + v * VL;
-                vec value = s[v] * load(g + at) + (t[v] * load(y + at) + u[v]);
-                if (add) value += load(out + at);
-                store(out + at, value);
+                store(out + at, s[v] * load(g + at) + (t[v] * load(y + at) + u[v]));
             }
     }
-}
-
-ALONE void combine(float *out, const float *g, const float *y, const float *P, const float *Q, const float *R,
-                   long pixels, int CP, int add) {
-    if (add)
-        combine_of(1, out, g, y, P, Q, R, pixels, CP);
-    else
-        combine_of(0, out, g, y, P, Q, R, pixels, CP);
 }
 
 /* One of several images that are added: scale * y + shift, by channel. */
