@@ -35,6 +35,10 @@ class AdaptationCancelledError(MetaNASError):
     """Adaptation was stopped by its caller before it finished."""
 
 
+class DivergedError(MetaNASError):
+    """The steps of an adaptation led to infinity or to what is no number."""
+
+
 class ArtifactError(MetaNASError):
     """A file of ours cannot be read."""
 

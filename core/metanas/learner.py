@@ -30,7 +30,7 @@ from metanas.backbone import Backbone
 from metanas.batches import Batches
 from metanas.budget import Budget, cheapest, check_possible, fixed_cost, network_cost, penalty
 from metanas.budget_fitting import fit, genotype_rows
-from metanas.errors import AdaptationCancelledError, InvalidTaskError
+from metanas.errors import AdaptationCancelledError, DivergedError, InvalidTaskError
 from metanas.head import Head, balanced_cross_entropy
 from metanas.model import AdaptationReport, BudgetReport, MetaModel, TaskModel, total_parameters
 from metanas.network import Network, count_parameters
@@ -84,6 +84,7 @@ def adapt(
     Raises:
         InvalidTaskError: images of another size than the meta-model's.
         AdaptationCancelledError: ``should_stop`` said so.
+        DivergedError: a loss, a weight of an operation or an answer is infinite or no number.
     """
     schedule = schedule or meta.schedule
     expected = (meta.preprocessing.channels, meta.preprocessing.height, meta.preprocessing.width)
@@ -139,9 +140,8 @@ class _Run:
         self.architecture: Architecture = {
             name: value.clone().requires_grad_() for name, value in meta.architecture.items()
         }
-        weights = operation_weights(
-            self.network, self.architecture, schedule=schedule, temperature=schedule.temperature_start
-        )
+        self.done = 0
+        weights = self._operation_weights(schedule.temperature_start)
         self.head, self.start_features = start_head(
             self.network,
             weights=weights,
@@ -159,7 +159,6 @@ class _Run:
         if self.variation is not None:
             of_head = self.variation.head_rates(steps=self.schedule.steps)
             self.step_rates = {**self.step_rates, f"{HEAD}weight": of_head, f"{HEAD}bias": of_head}
-        self.done = 0
         self.budget = Budget(schedule.max_parameters, schedule.max_multiply_adds)
         self.budget_report: BudgetReport | None = None
         if self.budget:
@@ -192,9 +191,7 @@ class _Run:
             self._check()
             set_rates(optimizer, self.step_rates, step=self.done)
             rows = self.batches.next()
-            weights = operation_weights(
-                self.network, self.architecture, schedule=schedule, temperature=temperature, generator=self.noise
-            )
+            weights = self._operation_weights(temperature, generator=self.noise)
             loss, logits = gradient_step(
                 self.network,
                 self.head,
@@ -214,6 +211,7 @@ class _Run:
             self._tell("architecture", loss, temperature, logits=logits, labels=self.labels[rows])
         self.moments = {**self.moments, **collect_moments(parameters, optimizer)}
         mixtures = self._mixtures(schedule.temperature_end)
+        self._check_numbers("the weights of operations", *(mixture.rows for mixture in mixtures.values()))
         genotype = prune(mixtures, space, strategy=schedule.strategy, threshold=schedule.threshold)
         return (self._fit(genotype, space) if self.budget else genotype), mixtures
 
@@ -244,6 +242,7 @@ class _Run:
         task_network.freeze_statistics(self.images, prior=self.meta.prior)
         with torch.no_grad():
             logits = task_network.head(task_network.features(self.images))
+            self._check_numbers("the answers of the network", logits)
             correct = (logits.argmax(dim=1) == self.labels).float().mean().item()
             trust = measure(
                 self.start_features, self.labels, task_network.head, known_similarity=self.meta.known_similarity
@@ -339,8 +338,27 @@ class _Run:
         if self.should_stop is not None and self.should_stop():
             raise AdaptationCancelledError(f"adaptation was stopped after {self.done} of {self.schedule.steps} steps")
 
+    def _operation_weights(
+        self, temperature: float, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor] | None:
+        weights = operation_weights(
+            self.network, self.architecture, schedule=self.schedule, temperature=temperature, generator=generator
+        )
+        self._check_numbers("the weights of operations", *(weights or {}).values())
+        return weights
+
+    def _check_numbers(self, what: str, *values: Tensor) -> None:
+        for value in values:
+            if not value.isfinite().all():
+                raise DivergedError(
+                    f"{what} are infinite or no numbers after step {self.done} of {self.schedule.steps} of adaptation; "
+                    "take lower learning rates, or a meta-model that was trained with lower ones (variation_head_rate "
+                    "is one)"
+                )
+
     def _tell(self, phase: str, loss: Tensor, temperature: float, *, logits: Tensor, labels: Tensor) -> None:
         self.done += 1
+        self._check_numbers("the loss and what the network answers", loss, logits)
         if self.on_step is not None:
             accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
             self.on_step(StepReport(phase, self.done, self.schedule.steps, float(loss), temperature, accuracy))

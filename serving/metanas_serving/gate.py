@@ -17,6 +17,7 @@ from collections.abc import Callable
 from metanas_serving.errors import NotServingError
 
 STARTING = "the server is starting; wait until grpc.health.v1 says SERVING, then send the call again"
+NEVER_READY = "the server stops before it was ready; its log says why; send the call to another server"
 CUT_OFF = "the server stopped before the adaptation was finished; send the call to another server, or later"
 DRAINING = "the server is draining before it stops and takes no new calls; send the call to another server, or later"
 
@@ -57,12 +58,12 @@ class Gate:
     def close(self) -> None:
         """Let no further call pass."""
         with self._changed:
-            self._closed_because = DRAINING
+            self._closed_because = NEVER_READY if self._closed_because in (STARTING, NEVER_READY) else DRAINING
 
     def cut_off(self) -> None:
         """Make the calls inside leave as soon as they ask."""
         with self._changed:
-            self._closed_because = DRAINING
+            self._closed_because = self._closed_because or DRAINING
             self._cut_off = True
 
     def check_open(self) -> None:

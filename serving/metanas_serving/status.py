@@ -45,6 +45,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (core.InvalidImageError, grpc.StatusCode.INVALID_ARGUMENT),
     (core.InvalidConfigError, grpc.StatusCode.INVALID_ARGUMENT),
     (core.AdaptationCancelledError, grpc.StatusCode.CANCELLED),
+    (core.DivergedError, grpc.StatusCode.FAILED_PRECONDITION),
     (core.WrongKindError, grpc.StatusCode.FAILED_PRECONDITION),
     (core.NewerVersionError, grpc.StatusCode.FAILED_PRECONDITION),
     (core.ArtifactError, grpc.StatusCode.DATA_LOSS),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metanas.batches import Batches
-from metanas.errors import AdaptationCancelledError, InvalidTaskError
+from metanas.errors import AdaptationCancelledError, DivergedError, InvalidTaskError
 from metanas.head import balanced_cross_entropy
 from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
@@ -219,6 +219,21 @@ def test_cancelling_stops_before_the_next_step_and_says_how_far_it_came(
     with pytest.raises(AdaptationCancelledError, match=f"adaptation was stopped after {allowed} of 7 steps"):
         adapt(make_meta(), make_support(), on_step=steps.append, should_stop=lambda: len(steps) >= allowed)
     assert len(steps) == allowed
+
+
+def test_steps_that_diverge_are_an_error_that_says_where_and_what_to_do(make_meta: Any, make_support: Any) -> None:
+    meta = replace(make_meta(), head_scale=float(torch.finfo(torch.float32).max))
+    with pytest.raises(
+        DivergedError, match=r"^the loss .* no numbers after step \d of 7 of .*; take lower learning rates"
+    ):
+        adapt(meta, make_support())
+
+
+def test_an_architecture_that_is_no_number_is_named_before_it_is_run(make_meta: Any, make_support: Any) -> None:
+    meta = make_meta()
+    broken = {name: torch.full_like(value, torch.nan) for name, value in meta.architecture.items()}
+    with pytest.raises(DivergedError, match=r"^the weights of operations are infinite or no numbers after step 0 of 7"):
+        adapt(replace(meta, architecture=broken), make_support())
 
 
 def test_images_of_another_size_are_refused_with_both_sizes(make_meta: Any) -> None:

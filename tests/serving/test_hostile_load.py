@@ -44,6 +44,14 @@ def test_a_gate_that_is_cut_off_tells_those_inside_to_leave() -> None:
         gate.check_inside()
 
 
+def test_a_gate_that_never_opened_says_so_when_it_closes() -> None:
+    gate = Gate()
+    gate.close()
+    gate.close()
+    with pytest.raises(NotServingError, match="stops before it was ready; its log says why"):
+        gate.enter()
+
+
 def test_heavy_calls_leave_health_alone_end_with_their_callers_and_do_not_hold_up_the_stop(
     tiny_meta, start_process, support, queries
 ):

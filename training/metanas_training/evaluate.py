@@ -8,7 +8,6 @@
 what a user gets. *Transductive*: all query images normalised together, as in the paper.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from torch import Tensor
 
 from metanas.backbone import Backbone
 from metanas.cost import multiply_adds
+from metanas.errors import DivergedError
 from metanas.head import Head, prototypes
 from metanas.learner import adapt
 from metanas.model import MetaModel, TaskModel
 from metanas.preprocessing import Preprocessing, scale
-from metanas.progress import StepReport
 from metanas.snapshots import AdaptationTrace
 from metanas.statistics import PriorStatistics, measuring
 from metanas.steps import operation_weights
@@ -186,7 +185,7 @@ def evaluate_task(meta: MetaModel, episode: Episode, *, seed: int = 0) -> TaskSc
     queries = scale(episode.query_images, meta.preprocessing)
     traces: list[AdaptationTrace] = []
     started = time.perf_counter()
-    task = adapt(meta, episode.support, seed=seed, on_step=check_loss, on_trace=traces.append)
+    task = learned(meta, episode, seed=seed, on_trace=traces.append)
     seconds = time.perf_counter() - started
     with torch.no_grad():
         known = _in_parts(task.network, queries)
@@ -220,10 +219,18 @@ def _trust(task: TaskModel, known: Tensor, episode: Episode) -> TrustScore:
     )
 
 
-def check_loss(report: StepReport) -> None:
-    """Raise NonFiniteError for a loss that is no number."""
-    if not math.isfinite(report.loss):
-        raise _broken(f"the loss is {report.loss} after step {report.step} of {report.steps} of adaptation")
+def learned(
+    meta: MetaModel, episode: Episode, *, seed: int, on_trace: Callable[[AdaptationTrace], None] | None = None
+) -> TaskModel:
+    """Learn one episode.
+
+    Raises:
+        NonFiniteError: its steps diverge.
+    """
+    try:
+        return adapt(meta, episode.support, seed=seed, on_trace=on_trace)
+    except DivergedError as error:
+        raise NonFiniteError(f"the meta-model is broken: {error}") from error
 
 
 def _pruning_loss(meta: MetaModel, episode: Episode, trace: AdaptationTrace) -> float:

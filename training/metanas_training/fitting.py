@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import cross_entropy
 
-from metanas.learner import adapt
 from metanas.model import MetaModel
 from metanas.preprocessing import scale
 from metanas.statistics import PriorStatistics, measure_prior
@@ -22,7 +21,7 @@ from metanas.trust import KNOWN_QUANTILE, calibrate, length_of_rows, similarity
 from metanas.variation import Variation, within_class
 from metanas_training.datasets import ImageClasses
 from metanas_training.episodes import generator_for, sample_episode, sample_images
-from metanas_training.evaluate import Start, check_loss, draw_tasks
+from metanas_training.evaluate import Start, draw_tasks, learned
 
 logger = logging.getLogger("metanas_training")
 
@@ -90,7 +89,7 @@ def honest_scale(meta: MetaModel, classes: ImageClasses, *, n_way: int, n_shot: 
     start = replace(meta, schedule=replace(meta.schedule, architecture_steps=0, weight_steps=0))
     logits, labels = [], []
     for episode in draw_tasks(classes, n_way=n_way, n_shot=n_shot, n_query=15, tasks=tasks, seed=seed):
-        logits.append(adapt(start, episode.support, seed=seed).logits(episode.query_images))
+        logits.append(learned(start, episode, seed=seed).logits(episode.query_images))
         labels.append(episode.query_labels)
     return meta.head_scale / calibrate(torch.cat(logits), torch.cat(labels))
 
@@ -134,6 +133,6 @@ def known_similarity(meta: MetaModel, classes: ImageClasses, *, n_way: int, task
     found = []
     for episode in draw_tasks(classes, n_way=n_way, n_shot=1, n_query=15, tasks=tasks, seed=seed):
         with torch.enable_grad():
-            task = adapt(meta, episode.support, seed=seed, on_step=check_loss)
+            task = learned(meta, episode, seed=seed)
         found.append(similarity(task.logits(episode.query_images), length_of_rows(task.network.head)))
     return float(torch.quantile(torch.cat(found), KNOWN_QUANTILE))

@@ -39,8 +39,10 @@ Errors (google.rpc codes):
   DEADLINE_EXCEEDED, CANCELLED   the caller's; the work stops within one gradient step, and an
                       answer that still reaches the caller says how far it got
   FAILED_PRECONDITION a stored task was written by a later version of the server; a task to be
-                      deleted has an alias; a task to be updated is of another kind of image
-  UNAVAILABLE         the server is draining before it stops, or its store does not answer
+                      deleted has an alias; a task to be updated is of another kind of image; the
+                      steps of an adaptation diverged
+  UNAVAILABLE         the server is starting, or draining before it stops, or its store does not
+                      answer
   DATA_LOSS           the stored task does not match its checksum
   INTERNAL            a fault of the server
 """
