@@ -5,6 +5,7 @@
     ├── InvalidImageError       INVALID_ARGUMENT      pixels that cannot be used
     ├── InvalidConfigError      INVALID_ARGUMENT      a search space or schedule that makes no sense
     ├── AdaptationCancelledError  CANCELLED           the caller asked to stop
+    ├── DivergedError           FAILED_PRECONDITION   steps that led to infinity or to what is no number
     ├── ArtifactError           DATA_LOSS             a file that cannot be trusted
     │   ├── WrongKindError      FAILED_PRECONDITION   a file of another kind
     │   ├── CorruptArtifactError  DATA_LOSS           truncated, altered or not ours

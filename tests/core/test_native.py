@@ -90,6 +90,12 @@ def test_any_number_of_channels_gives_the_features_and_gradients_of_pytorch(chan
     assert_equal_passes(SearchSpace(channels=channels, image_size=8, cells=2, reduction_cells=(1,)), batch=2)
 
 
+def test_images_that_are_reduced_to_a_pixel() -> None:
+    operations = ("conv_1x5_5x1", "skip_connect")
+    space = SearchSpace(channels=4, image_size=4, cells=2, nodes=2, reduction_cells=(0, 1), operations=operations)
+    assert_equal_passes(space, batch=3)
+
+
 @pytest.mark.parametrize(("image_size", "reduction_cells"), [(47, (1,)), (47, (0,)), (84, (0,))])
 def test_images_of_many_bands_of_lines(image_size: int, reduction_cells: tuple[int, ...]) -> None:
     space = SearchSpace(channels=4, in_channels=3, image_size=image_size, cells=2, reduction_cells=reduction_cells)

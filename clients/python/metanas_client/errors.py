@@ -7,11 +7,11 @@
     ├── JobNotFoundError          NOT_FOUND            no job of that id, or it is forgotten
     ├── AuthenticationError       UNAUTHENTICATED      no token, or none that the server knows
     ├── KeyTakenError             ALREADY_EXISTS       an idempotency key of another request
-    ├── PreconditionError         FAILED_PRECONDITION  a task that something else has to happen to first
+    ├── PreconditionError         FAILED_PRECONDITION  something else has to be so first: the message says what
     ├── ResourceExhaustedError    RESOURCE_EXHAUSTED   a message over the limit, or too many adaptations waiting
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    no answer within timeout_seconds
     ├── RequestCancelledError     CANCELLED            the call was cancelled, here or by the server
-    ├── ServerUnavailableError    UNAVAILABLE          nothing listens there, or the server is stopping
+    ├── ServerUnavailableError    UNAVAILABLE          nothing listens there, or the server is starting or stopping
     ├── DataLossError             DATA_LOSS            the stored task does not match its checksum
     ├── ServerError               INTERNAL, UNKNOWN and every other status
     ├── ClosedClientError         (never sent)         the client was closed before the call
@@ -100,7 +100,7 @@ class RequestCancelledError(MetaNASClientError):
 
 
 class ServerUnavailableError(MetaNASClientError, ConnectionError):
-    """Nothing listens at the address, or the server is stopping."""
+    """Nothing listens at the address, or the server is starting or stopping."""
 
 
 class DataLossError(MetaNASClientError):

@@ -144,6 +144,7 @@ static void factorized_down_weights(Pass *pass, const Row *row, int H, const flo
     long line = (long)w * CP;
     for (int t = 0; t < 5; t++) {
         int first = t < 2 ? (2 - t + s - 1) / s : 0, last = (H - 1 + 2 - t) / s;
+        if (H + 1 < t) continue; /* so few lines that none is read through this tap; the division would round up to 0 */
         if (first < from) first = from;
         if (last >= to) last = to - 1;
         if (last < first) continue;
