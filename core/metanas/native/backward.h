@@ -112,7 +112,7 @@ static void stage_second_round_back(Pass *pass, int image, int slot, float *scra
         if (!is_second_round(pass, row)) continue;
         int border = row->spec->kernel / 2, W = row->W, done = 0;
         const int *packs = row->spec->packs + 2;
-        Ring ring = gradient_ring(row, 1, spare);
+        Ring ring = gradient_ring(row, spare);
         clear_ring(&ring, CP);
         between_rounds(pass, row, image, in);
         for (int from = 0, to; from < row->H; from = to) {
@@ -249,20 +249,15 @@ static void backward_separable(Pass *pass, const Row *row, int image, int slot, 
         depthwise_input(pass, row, packs[0], pixel(dr, W, pad, CP, *done, 0), ring, *done, 1);
 }
 
-/* Whether a row has to go back band by band, from source s. */
-static int has_bands(const Row *row, int s) {
-    return row->run && row->spec->source == s && (row->spec->kind == FACTORIZED || row->spec->kind == SEPARABLE);
-}
-
 /* Have what the next row reads fetched while this one computes: of this band, or after the last row of the next. */
 static void look_to_next(const Pass *pass, int s, int e, int image, int from, int to) {
     const Cell *cell = &pass->cell[pass->at];
     int size = cell->source[2].H, next = e + 1, CP = pass->net->CP;
-    while (next < cell->spec->rows && !has_bands(&cell->row[next], s)) next++;
+    while (next < cell->spec->rows && !has_ring(&cell->row[next], s)) next++;
     if (next == cell->spec->rows) {
         from = to;
         to = end_of(from, size, size);
-        for (next = 0; !has_bands(&cell->row[next], s);) next++;
+        for (next = 0; !has_ring(&cell->row[next], s);) next++;
     }
     const Row *row = &cell->row[next];
     long line = (long)size * CP, first = ((long)image * size + from) * line, floats = (to - from) * line;
@@ -297,7 +292,7 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
         long pixels = (long)H * W;
         float *x = image_of(source->x, image, H, W, CP), *g = image_of(source->g, image, H, W, CP);
         float *spare = r + 3 * room;
-        int skips = 0;
+        int has_skips = 0;
         if (source->rectified) {
             rectify_source(pass, source, image, r);
             memset(dr, 0, padded_floats(net, H, W) * sizeof(float));
@@ -305,8 +300,8 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
         }
         for (int e = 0; e < cell->spec->rows; e++) {
             Row *row = &cell->row[e];
-            if (!has_bands(row, s)) continue;
-            ring[e] = gradient_ring(row, row->spec->dilation, spare);
+            if (!has_ring(row, s)) continue;
+            ring[e] = gradient_ring(row, spare);
             spare += ring_floats(&ring[e], CP);
             clear_ring(&ring[e], CP);
             done[e] = 0;
@@ -315,10 +310,10 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
             to = end_of(from, w, h);
             for (int kind = MAX_POOL; kind <= MEAN_POOL; kind++)
                 weightless_gradient(pass, s, kind, image, dpool[kind], from, to);
-            skips = weightless_gradient(pass, s, SKIP, image, dx, from, to);
+            has_skips = weightless_gradient(pass, s, SKIP, image, dx, from, to);
             for (int e = 0; e < cell->spec->rows; e++) {
                 Row *row = &cell->row[e];
-                if (!has_bands(row, s)) continue;
+                if (!has_ring(row, s)) continue;
                 look_to_next(pass, s, e, image, from, to);
                 if (row->spec->kind == FACTORIZED)
                     backward_factorized(pass, row, source, image, slot, r, dr, &ring[e], dmid, &done[e], from, to);
@@ -332,7 +327,7 @@ static void stage_sources_back(Pass *pass, int image, int slot, float *scratch) 
             output_gradient(pass, row, image, d, 0, row->H);
             backward_halving(pass, d, row->H, row->W, r, dr, W, 0, slot, row->spec->packs);
         }
-        if (!skips) memset(dx, 0, pixels * CP * sizeof(float));
+        if (!has_skips) memset(dx, 0, pixels * CP * sizeof(float));
         if (source->pooled[MAX_POOL])
             max_pool_transposed(dx, dpool[MAX_POOL], source->place + (long)image * h * w * CP, H, W, stride, CP);
         if (source->pooled[MEAN_POOL]) mean_pool_transposed(dx, dpool[MEAN_POOL], H, W, stride, CP);

@@ -109,14 +109,19 @@ static float *ring_line(const Ring *ring, int CP, int y, int H) {
     return ring->room + ((long)at * (ring->W + 2 * ring->border) + ring->border) * CP;
 }
 
+/* Whether a row leaves source s and works band by band with a ring. */
+static int has_ring(const Row *row, int s) {
+    return row->run && row->spec->source == s && (row->spec->kind == FACTORIZED || row->spec->kind == SEPARABLE);
+}
+
 /* What a factorized convolution keeps between its two parts, of the source's lines. */
 static Ring factorized_ring(const Row *row, const Source *source, float *room) {
     return ring_of(room, source->H, row->W, band_of(row->W) * row->stride, 4, 0);
 }
 
 /* Of the gradient of what comes after the (depthwise or second) convolution of a row, which its input needs. */
-static Ring gradient_ring(const Row *row, int dilation, float *room) {
-    int reach = row->spec->kernel / 2 * dilation, band = band_of(row->W);
+static Ring gradient_ring(const Row *row, float *room) {
+    int reach = row->spec->kernel / 2 * row->spec->dilation, band = band_of(row->W);
     if (row->spec->kind == FACTORIZED) return ring_of(room, row->H, row->W, band, 4, 0);
     return ring_of(room, row->H, row->W, band, 2 * reach, reach);
 }
@@ -155,11 +160,9 @@ static long rings_floats(const Pass *pass) {
             long forward = 0, backward = 0;
             for (int e = 0; e < cell->spec->rows; e++) {
                 const Row *row = &cell->row[e];
-                int kind = row->spec->kind;
-                if (!row->run || row->spec->source != s || (kind != FACTORIZED && kind != SEPARABLE)) continue;
-                Ring between = factorized_ring(row, &cell->source[s], NULL);
-                Ring gradient = gradient_ring(row, row->spec->dilation, NULL);
-                if (kind == FACTORIZED) forward += ring_floats(&between, pass->net->CP);
+                if (!has_ring(row, s)) continue;
+                Ring between = factorized_ring(row, &cell->source[s], NULL), gradient = gradient_ring(row, NULL);
+                if (row->spec->kind == FACTORIZED) forward += ring_floats(&between, pass->net->CP);
                 backward += ring_floats(&gradient, pass->net->CP);
             }
             if (forward > most) most = forward;

@@ -94,7 +94,7 @@ static void run_source(Pass *pass, int s, int image, int slot, float *x, float *
     int done[net->max_rows];
     for (int e = 0; e < cell->spec->rows; e++) {
         Row *row = &cell->row[e];
-        if (!row->run || row->spec->source != s || row->spec->kind != FACTORIZED) continue;
+        if (!has_ring(row, s) || row->spec->kind != FACTORIZED) continue;
         mid[e] = factorized_ring(row, source, spare);
         spare += ring_floats(&mid[e], CP);
         done[e] = 0;

@@ -51,6 +51,7 @@ typedef struct {
 
 #define RANGES 3
 #define AHEAD 16 /* cache lines for each tap of a tile: what memory gives meanwhile */
+#define MOST_TAPS_AHEAD 3 /* more lines at once would only stand in line */
 
 typedef struct {
     const char *at, *end;
@@ -149,7 +150,7 @@ static void product(float *out, long out_pix, int pixels, const Tap *taps, int n
     }
     for (int p = 0, size; p < pixels; p += size) {
         size = even_piece(pixels - p, TILE);
-        fetch_ahead(AHEAD * (n < 3 ? n : 3));
+        fetch_ahead(AHEAD * (n < MOST_TAPS_AHEAD ? n : MOST_TAPS_AHEAD));
         for (int c = 0; c < CP; c += PAIR)
             product_some(size, out + p * out_pix + c, out_pix, taps, n, p * in_pix, in_pix, (long)c * K, K, add);
     }
