@@ -104,7 +104,11 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("variation_softening = 0.5", "variation_softening must be at least 1 and finite, got 0.5"),
         ("variation_head_rate = inf", "variation_head_rate must be at least 0 and finite, got inf"),
         ("variation_strength = 1", 'variation_strength takes plain steps: set optimizer = "sgd" in'),
-        ("precision = 'bfloat16'", "precision bfloat16 is for together"),
+        (
+            "device = 'cpu'\nprecision = 'bfloat16'",
+            "precision bfloat16 is for together, or bfloat16 for a warm-up and a",
+        ),
+        ("precision = 'float16'", "precision float16 is for together"),
         ("drop_path = 1.0", "drop_path must be at least 0 and under 1, got 1.0"),
         ("warm_up = 'meta'\n[plan]\nsearch = 3\njoint = 1", "plan.search is for a search space after a prototype"),
         ("seed = ", "is not TOML"),

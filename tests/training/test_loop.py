@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from metanas_training.datasets import ImageClasses
 from metanas_training.errors import CheckpointError, NonFiniteError
 from metanas_training.loop import Trainer
 from metanas_training.progress import StepOutcome
-from metanas_training.state import State, load_checkpoint, save_checkpoint
+from metanas_training.state import State, load_checkpoint, new_state, save_checkpoint
 
 MakeState = Callable[[TrainingConfig], State]
 
@@ -220,3 +221,50 @@ def test_a_supervised_warm_up_learns_to_tell_the_training_classes_apart(
     outcomes = _run(config, make_state(config), classes, tmp_path / "c.pt")
     assert outcomes[0].accuracy < 0.5
     assert outcomes[-1].accuracy > 0.9
+
+
+def test_a_run_on_a_gpu_is_finished_without_one_once_its_steps_are_done(
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path
+) -> None:
+    config = make_config(warm_up="supervised", plan=Plan(warm_up=2))
+    on_gpu = replace(config, device="cuda", precision="bfloat16")
+    state = make_state(config)
+    _run(config, state, classes, tmp_path / "c.pt", stop_at=1)
+    save_checkpoint(tmp_path / "c.pt", state, on_gpu)
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            CheckpointError, match="on a CUDA device, and torch sees none here; resume it where there is"
+        ):
+            load_checkpoint(tmp_path / "c.pt")
+    _run(config, state, classes, tmp_path / "c.pt")
+    save_checkpoint(tmp_path / "c.pt", state, on_gpu)
+    loaded, resumed = load_checkpoint(tmp_path / "c.pt")
+    assert loaded == on_gpu  # the settings still say how it was trained
+    assert _run(loaded, resumed, classes, tmp_path / "c.pt") == []
+    for name, value in _everything(state).items():
+        assert torch.equal(value, _everything(resumed)[name].cpu()), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("warm_up", ["prototype", "supervised"])
+def test_on_a_gpu_bfloat16_gives_much_the_same_gradients(
+    warm_up: Any, make_config: Any, make_state: MakeState, make_classes: Any, tmp_path: Path
+) -> None:
+    classes = make_classes(size=28)
+    means = {}
+    for precision in ("float32", "bfloat16"):
+        config = make_config(
+            device="cuda", precision=precision, warm_up=warm_up, network=NetworkConfig(channels=16), image_size=28,
+            plan=Plan(warm_up=3, search=3, fall=3), pair_classes=8,
+        )  # fmt: skip
+        state = new_state(
+            config, space=config.network.space(classes.preprocessing), genotype=None,
+            classes=8 if warm_up == "supervised" else None,
+        )  # fmt: skip
+        trainer = Trainer(config, state, train=classes, validation=classes, checkpoint=tmp_path / "c.pt")
+        state.plan, state.phase = config.plan, 1
+        mean, _ = trainer._step()
+        means[precision] = torch.cat([value.flatten() for _, value in sorted(mean.values.items())]).cpu()
+    similarity = torch.nn.functional.cosine_similarity(means["float32"], means["bfloat16"], dim=0)
+    assert not torch.equal(means["float32"], means["bfloat16"])
+    assert similarity > 0.98

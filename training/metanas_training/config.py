@@ -201,7 +201,7 @@ class TrainingConfig:
     together: bool = False
     """Reptile: learn the tasks of a meta-batch in one go, as on a GPU, in place of one by one."""
     precision: Precision = "float32"
-    """Of ``together``: of the forward passes."""
+    """Of the forward passes of ``together``; bfloat16 on a GPU also of those of the prototype and supervised loss."""
     checkpoint_minutes: float = 5.0
     validations: int = 10
     """How often accuracy on validation classes is measured, over the whole run."""
@@ -285,8 +285,11 @@ class TrainingConfig:
             raise InvalidConfigError(f"task.relaxation {self.task.relaxation} is for a search; this network is fixed")
         if self.task.relaxation != "softmax" and self.task.strategy == "none":
             raise InvalidConfigError(f"task.relaxation {self.task.relaxation} relaxes nothing with task.strategy none")
-        if self.precision != "float32" and not self.together:
-            raise InvalidConfigError(f"precision {self.precision} is for together")
+        batches = self.precision == "bfloat16" and self.device == "cuda"
+        if self.precision != "float32" and not self.together and not batches:
+            raise InvalidConfigError(
+                f"precision {self.precision} is for together, or bfloat16 for a warm-up and a search with --device cuda"
+            )
         if self.plan is not None and self.plan.search and (self.network.kind != "search" or self.warm_up == "meta"):
             raise InvalidConfigError("plan.search is for a search space after a prototype or supervised warm-up")
 

@@ -218,8 +218,8 @@ class Trainer:
             prepared = mirror(prepared, generator=generator)
         prepared = recolour(prepared, strength=config.recolouring, generator=generator)
         prepared = distort(prepared, strength=config.augmentation, generator=generator)
-        features = torch.cat(
-            [
+        with torch.autocast("cuda", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            parts = [
                 state.network(
                     part,
                     weights,
@@ -228,7 +228,7 @@ class Trainer:
                 )
                 for part in torch.split(prepared, config.normalised_together or len(prepared))
             ]
-        )
+        features = torch.cat(parts).float()
         if labels is not None and state.classifier is not None:
             loss, accuracy = supervised_loss(
                 features, state.classifier, labels.to(config.device), state.log_scale.exp()

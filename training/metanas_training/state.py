@@ -9,7 +9,7 @@ Random draws need no state: each step makes its generator from the seed and its 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +216,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _from_parts(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[TrainingConfig, State]:
     config = TrainingConfig.from_dict(metadata["config"])
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError("the run was on a CUDA device, and torch sees none here; resume it where there is one")
+    plan = Plan(**metadata["plan"]) if metadata["plan"] else None
+    device = config.device
+    if device == "cuda" and not torch.cuda.is_available():
+        if plan is None or metadata["phase"] < len(plan.phases()):
+            raise CheckpointError(
+                "the run was on a CUDA device, and torch sees none here; resume it where there is one"
+            )
+        device = "cpu"  # all steps are done; what is left never runs on a GPU
     state = new_state(
-        config,
+        replace(config, device=device, precision="float32"),
         space=space_from_dict(metadata["space"]),
         genotype=None if metadata["genotype"] is None else Genotype.from_dict(metadata["genotype"]),
         classes=len(tensors["classifier"]) if "classifier" in tensors else None,
@@ -241,14 +247,9 @@ def _from_parts(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[T
             state.optimizer.state[learned][name] = like.copy_(value)
     for prefix, values in (("moments/", state.moments), ("step_rates/", state.step_rates)):
         values.update(
-            {
-                key.removeprefix(prefix): value.to(config.device)
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
+            {key.removeprefix(prefix): value.to(device) for key, value in tensors.items() if key.startswith(prefix)}
         )
-    plan = metadata["plan"]
-    state.plan = Plan(**plan) if plan else None
+    state.plan = plan
     state.phase, state.step = metadata["phase"], metadata["step"]
     state.seconds, state.cpu_seconds = metadata["seconds"], metadata["cpu_seconds"]
     state.history = metadata["history"]
