@@ -133,6 +133,18 @@ def test_the_architecture_rests_in_the_warm_up_and_learns_in_search_and_joint_ph
     assert not torch.equal(alphas[7], alphas[8])  # joint
 
 
+@pytest.mark.parametrize(("travel", "decided"), [(0.001, False), (30.0, True)])
+def test_a_search_that_has_not_decided_says_so(
+    travel: float, decided: bool, make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path, caplog: Any
+) -> None:
+    config = make_config(plan=Plan(warm_up=1, search=6, fall=5), search_architecture_travel=travel)
+    with caplog.at_level("WARNING"):
+        _run(config, make_state(config), classes, tmp_path / "c.pt")
+    said = [line for line in caplog.messages if "the architecture is not decided" in line]
+    assert len(said) == (0 if decided else 1)
+    assert decided or "operations are left where task networks keep 12" in said[0]
+
+
 def test_a_run_planned_by_minutes_keeps_its_plan_when_resumed(
     make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,8 @@ class Trainer:
                 state.step += 1
                 state.seconds += seconds
                 state.cpu_seconds += time.process_time() - cpu_started
+                if state.phase == SEARCH and state.step == state.plan.fall and self.group.leads:
+                    self._tell_undecided()
                 validation = self._validate(done) if done % every == 0 or done == steps else None
                 on_step(
                     StepOutcome(
@@ -138,6 +140,32 @@ class Trainer:
             state.phase, state.step = state.phase + 1, 0
         self._save()
         return True
+
+    def _tell_undecided(self) -> None:
+        """Say so if the fallen temperature has left more operations than a task network has.
+
+        The weights go on in that mixture, and a task, whose temperature falls further, takes part of it away.
+        """
+        config, state = self.config, self.state
+        if config.task.strategy != "operations_and_inputs":
+            return  # it leaves more by design
+        weights = operation_weights(
+            state.network,
+            state.architecture,
+            schedule=replace(config.task, relaxation="softmax"),
+            temperature=self._temperature(SEARCH, state.step - 1),
+        )
+        assert weights is not None
+        left = sum(int((rows >= config.task.threshold).sum()) for rows in weights.values())
+        wanted = len(weights) * config.network.nodes * config.network.inputs_per_node
+        if left > wanted:
+            logger.warning(
+                "the architecture is not decided: after the fall of the temperature %d operations are left where "
+                "task networks keep %d, so tasks will lose some that the weights count on; raise plan.fall or "
+                "search_architecture_travel",
+                left,
+                wanted,
+            )
 
     def _check_shares(self, plan: Plan) -> None:
         """Raise InvalidConfigError if a phase of the plan has less to do in a step than there are processes."""
