@@ -35,9 +35,9 @@ def meta_file(tmp_path: Path) -> Path:
     return tmp_path / "meta.pt"
 
 
-def evaluation(folder: Path, *, sha256: str) -> Path:
+def evaluation(folder: Path, *, sha256: str, **given: Any) -> Path:
     folder.mkdir()
-    values: dict[str, Any] = dict.fromkeys(KEPT, 0.5)
+    values: dict[str, Any] = {**dict.fromkeys(KEPT, 0.5), **given}
     results = {
         "n_way": 5,
         "n_shot": 1,
@@ -49,9 +49,9 @@ def evaluation(folder: Path, *, sha256: str) -> Path:
     return folder
 
 
-def write(meta_file: Path, *evaluations: Path) -> int:
+def write(meta_file: Path, *evaluations: Path, options: tuple[str, ...] = ()) -> int:
     return main(
-        ["--meta", str(meta_file), "--evaluation", *map(str, evaluations), "--summary", "for tests",
+        [*options, "--meta", str(meta_file), "--evaluation", *map(str, evaluations), "--summary", "for tests",
          "--data-licence", "none", "--limit", "small", "--limit", "slow",
          "--output", str(meta_file.parent / "x.card.json")]
     )  # fmt: skip
@@ -101,3 +101,19 @@ def test_a_cost_that_was_not_recorded_is_not_made_up(meta_file: Path) -> None:
     folder = evaluation(meta_file.parent / "e", sha256=hashlib.sha256(meta_file.read_bytes()).hexdigest())
     assert write(meta_file, folder) == 0
     assert json.loads((meta_file.parent / "x.card.json").read_text())["processor_minutes"] is None
+
+
+def test_rows_that_are_not_evaluated_anew_can_stay(
+    meta_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sha256 = hashlib.sha256(meta_file.read_bytes()).hexdigest()
+    one, other = (evaluation(tmp_path / f"{ways}", sha256=sha256, n_way=ways, tasks=50) for ways in (5, 20))
+    assert write(meta_file, one, other) == 0
+    anew = evaluation(tmp_path / "anew", sha256=sha256, n_way=5, tasks=1000)
+    assert write(meta_file, anew, options=("--keep-rows",)) == 0
+    path = tmp_path / "x.card.json"
+    values = json.loads(path.read_text())
+    assert [(row["n_way"], row["tasks"]) for row in values["evaluations"]] == [(5, 1000), (20, 50)]
+    path.write_text(json.dumps(values | {"sha256": "0" * 64}))
+    assert write(meta_file, anew, options=("--keep-rows",)) == 1
+    assert "of another meta-model: write a new one, without --keep-rows" in capsys.readouterr().err

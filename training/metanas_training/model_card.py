@@ -1,7 +1,8 @@
 """A model card: what a meta-model was trained on, what it costs, how good it is, where it fails.
 
-    card    meta-model, evaluations, words  ->  plain values
-    main    the command line
+    card        meta-model, evaluations, words  ->  plain values
+    kept_rows   a card, its rows of before      ->  the card with those that were not evaluated anew
+    main        the command line
 
 Figures come from the ``results.json`` of ``meta_evaluate.py`` and from the meta-model's provenance, never
 by hand; an evaluation of another file is refused. Source: Mitchell et al., Model Cards for Model
@@ -75,6 +76,23 @@ def card(
     }
 
 
+def kept_rows(values: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with the rows of ``before`` too, in its order, but for those of tasks that ``values`` has itself.
+
+    Raises:
+        EvaluationError: ``before`` is the card of another meta-model.
+    """
+    if before["sha256"] != values["sha256"]:
+        raise EvaluationError("the card that is there is of another meta-model: write a new one, without --keep-rows")
+    rows = {_tasks_of(row): row for row in before["evaluations"]}
+    rows.update({_tasks_of(row): row for row in values["evaluations"]})
+    return values | {"evaluations": list(rows.values())}
+
+
+def _tasks_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("data", "n_way", "n_shot", "n_query", "seed"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a card; the exit code comes back: 1 where a file cannot be used."""
     arguments = _parser().parse_args(argv)
@@ -88,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_licence=arguments.data_licence,
             limits=arguments.limit,
         )
+        if arguments.keep_rows:
+            values = kept_rows(values, json.loads(arguments.output.read_bytes()))
         write_json(arguments.output, values)
     except (MetaNASError, OSError, ValueError) as error:
         print(f"model_card: {error}", file=sys.stderr)
@@ -108,4 +128,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-licence", required=True)
     add("--limit", action="append", default=[], help="what it cannot do; may be given again")
     add("--output", type=Path, required=True, metavar="NAME.card.json")
+    add("--keep-rows", action="store_true", help="rows of the card that is there stay, but for tasks evaluated anew")
     return parser
