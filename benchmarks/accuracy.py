@@ -8,6 +8,7 @@ interval. Interrupted, it goes on from the tasks that are done (``--work``).
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -43,7 +44,8 @@ def main() -> int:
 
 def evaluate(path: engine.Path, shots: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The scores of all tasks on one path."""
-    folder: Path = arguments.work / f"{path}_{shots}shot_{arguments.tasks}tasks"
+    meta = hashlib.sha256(arguments.meta.read_bytes()).hexdigest()[:8]
+    folder: Path = arguments.work / f"{meta}_{path}_{shots}shot_{arguments.queries}queries_{arguments.tasks}tasks"
     if not (folder / "results.json").exists():
         command = [
             sys.executable, ROOT / "training" / "meta_evaluate.py", "--meta", arguments.meta, "--data", "omniglot",

@@ -11,6 +11,7 @@ code 0, if every network fits its budget.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -68,7 +69,9 @@ def main() -> int:
 
 def _scores(setting: Setting, options: argparse.Namespace) -> list[Score]:
     """All tasks, those of ``--work`` as they are."""
-    work: Path = options.work / f"{options.meta.stem}_{options.ways}way_{options.shots}shot_{options.steps}steps"
+    meta = hashlib.sha256(options.meta.read_bytes()).hexdigest()[:8]
+    kind = f"{options.ways}way_{options.shots}shot_{options.queries}queries_seed{options.seed}_{options.steps}steps"
+    work: Path = options.work / f"{meta}_{kind}"
     work.mkdir(parents=True, exist_ok=True)
     files = [work / f"{number}.json" for number in range(options.tasks)]
     missing = [number for number, file in enumerate(files) if not file.exists()]

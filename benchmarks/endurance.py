@@ -166,6 +166,8 @@ def _report(options: argparse.Namespace, described: dict[str, Any], done: Round,
         "the store's folder as empty as before": set(found["files_before"]) == set(found["files_after"]),
         "every answer right, and the first one's to the bit": not done.wrong,
         "the same adaptation processes from the first cycle to the last": found["same_workers"],
+        "the server stopped in order and left no other files": found["exit_code"] == 0
+        and set(found["files_after_stop"]) <= set(found["files_after"]),
     }
     rows = [
         [name, *(_shown(sample.processes[name]) for sample in (first, early, last)), f"{100 * growth[name]:+.2f} %"]

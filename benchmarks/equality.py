@@ -55,7 +55,7 @@ class Comparison:
 
 
 def main() -> int:
-    """Adapt, compare, print, write; 1 if a task differs."""
+    """Adapt, compare, print, write; 1 if a task differs, 2 if there is no native engine."""
     arguments = _parse()
     meta: str = "untrained" if arguments.untrained else arguments.meta
     steps = {"architecture_steps": arguments.steps, "weight_steps": arguments.steps}
@@ -79,8 +79,10 @@ def main() -> int:
                 if other != "plain":
                     comparisons.append(compare(task, other, futures[other, task].result()[0], plain))
                     print(line(comparisons[-1]), flush=True)
-            if futures["native", task].result()[0].engine == "plain" and not comparisons[1:]:
-                print("warning: there is no native engine here; PyTorch is compared with itself", file=sys.stderr)
+            if futures["native", task].result()[0].engine == "plain":
+                print("equality: there is no native engine here, so there is nothing to compare", file=sys.stderr)
+                pool.shutdown(cancel_futures=True)
+                return 2
     text = table(meta, arguments.steps, comparisons)
     print("\n" + text)
     output: Path = arguments.output

@@ -5,9 +5,9 @@ needs the probed rate for the limit.
 """
 
 import statistics
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from measuring.adaptation import Order, Result, run, seconds_at_once
@@ -191,13 +191,11 @@ def _served_pair(settings: Settings, steps: int | None) -> Pair:
         for episode in episodes:
             adapt(episode)
         one = (time.perf_counter() - started) / len(episodes)
-        threads = [threading.Thread(target=adapt, args=(episode,)) for episode in episodes]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return Pair(one, time.perf_counter() - started)
+        with ThreadPoolExecutor(len(episodes)) as callers:
+            started = time.perf_counter()
+            for done in [callers.submit(adapt, episode) for episode in episodes]:
+                done.result()
+            return Pair(one, time.perf_counter() - started)
 
 
 def pair_rows(pairs: Pairs, rates: Rates) -> list[Row]:

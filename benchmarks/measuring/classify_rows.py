@@ -5,6 +5,7 @@ a few steps; Classify costs the same.
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -213,16 +214,17 @@ def measure_busy(settings: Settings) -> Disturbance:
                 server.client.adapt(support_of(episode, classes.preprocessing))
                 adapts[number] += 1
 
-        threads = [threading.Thread(target=adapt, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        enough.wait(0.5)  # both are past their first steps
-        busy: list[float] = []
-        while len(busy) < calls:
-            busy += latencies(task, images, calls=ROUND)
-        enough.set()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as callers:
+            adapting = [callers.submit(adapt, number) for number in range(2)]
+            enough.wait(0.5)  # both are past their first steps
+            busy: list[float] = []
+            try:
+                while len(busy) < calls:
+                    busy += latencies(task, images, calls=ROUND)
+            finally:
+                enough.set()
+            for one in adapting:
+                one.result()  # an Adapt that failed would have left the server idle
     return Disturbance(idle=idle, busy=percentiles(busy), adapts=sum(adapts))
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from metanas_client.cli import _shown, main, read_support_folder
+from metanas_client.cli import _prediction_text, _shown, main, read_support_folder
+from metanas_client.messages import Prediction
 from metanas_proto.v1 import few_shot_pb2 as pb
 
 if TYPE_CHECKING:
@@ -166,3 +167,8 @@ def test_a_reader_who_leaves_is_no_error_in_words(server: TestServer) -> None:
     process.stdout.close()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (1, "")
+
+
+def test_an_image_of_no_class_is_marked() -> None:
+    answer = Prediction("dog", 0.75, {"dog": 0.75, "cat": 0.25}, similarity=0.1, none_of_these=True)
+    assert _prediction_text(Path("x.png"), answer=answer) == "x.png  dog 75.0%  (cat 25.0%)  none of these?"

@@ -25,12 +25,20 @@ def test_the_file_is_the_chunks_end_to_end(client: FewShotClient, service: Recor
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_task_model_is_what_is_exported_unless_said_otherwise(
-    client: FewShotClient, service: RecordingService, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("task_model.pt", pb.ExportTaskRequest.FORMAT_TASK_MODEL),
+        ("task", pb.ExportTaskRequest.FORMAT_TASK_MODEL),
+        ("task.onnx", pb.ExportTaskRequest.FORMAT_ONNX),
+    ],
+)
+def test_what_is_exported_follows_from_the_name_unless_said_otherwise(
+    name: str, asked: pb.ExportTaskRequest.Format, client: FewShotClient, service: RecordingService, tmp_path: Path
 ) -> None:
-    client.task("task-3").export(str(tmp_path / "task_model.pt"))
+    client.task("task-3").export(str(tmp_path / name))
 
-    assert service.requests[-1] == pb.ExportTaskRequest(task_id="task-3", format=pb.ExportTaskRequest.FORMAT_TASK_MODEL)
+    assert service.requests[-1] == pb.ExportTaskRequest(task_id="task-3", format=asked)
 
 
 def test_a_transfer_that_breaks_off_leaves_the_old_file_and_no_other(

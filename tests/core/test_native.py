@@ -297,7 +297,25 @@ def test_it_is_built_once_and_found_again(tmp_path: Path) -> None:
         assert done.stdout.startswith("True "), done.stderr
     (library,) = tmp_path.iterdir()
     assert library.suffix == ".so"
+    done = run_python(PRINT_STATE, METANAS_CACHE=str(tmp_path), CC="no-such-compiler")
+    assert done.stdout == f"True {library}\n"  # as in a container that was built with a compiler and runs without
+    whole = library.read_bytes()
+    for damaged in (whole[:5000], bytes(len(whole))):
+        library.write_bytes(damaged)
+        done = run_python(PRINT_STATE, METANAS_CACHE=str(tmp_path))
+        assert done.stdout == f"True {library}\n"
+        assert "is damaged" in done.stderr
+        assert library.read_bytes()[:4] == b"\x7fELF"
+        assert library.stat().st_size == len(whole)
 
 
-def test_it_can_be_switched_off() -> None:
-    assert run_python(PRINT_STATE, METANAS_NATIVE="0").stdout == "False switched off by METANAS_NATIVE=0\n"
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    done = run_python(PRINT_STATE, METANAS_CACHE="/proc/nope")
+    assert done.stdout.startswith("False it cannot be kept in /proc/nope (")
+    assert "name a folder in METANAS_CACHE that can be" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["0", "off"])
+def test_it_can_be_switched_off(value: str) -> None:
+    done = run_python(PRINT_STATE, METANAS_NATIVE=value)
+    assert done.stdout == f"False switched off by METANAS_NATIVE={value}\n"

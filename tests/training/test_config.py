@@ -106,7 +106,7 @@ def test_minutes_on_the_command_line_replace_the_plan_of_the_file(tmp_path: Path
         ("variation_strength = 1", 'variation_strength takes plain steps: set optimizer = "sgd" in'),
         (
             "device = 'cpu'\nprecision = 'bfloat16'",
-            "precision bfloat16 is for together, or bfloat16 for a warm-up and a",
+            "precision bfloat16 is for together = true; warm-up and search take bfloat16, and",
         ),
         ("precision = 'float16'", "precision float16 is for together"),
         ("drop_path = 1.0", "drop_path must be at least 0 and under 1, got 1.0"),

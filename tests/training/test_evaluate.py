@@ -170,6 +170,10 @@ def test_a_summary_counts_architectures_by_hand() -> None:
     assert found.multiply_adds == 2000
     assert found.inductive.mean == pytest.approx(0.7)
     assert "multiply-adds of one image       0.00 million" in summary(found)
+    assert "3 tasks, chance 20.0 %, mean with 95 % interval:" in summary(found)
+    alone = summary(summarise("data", 5, 1, scores[:1]))
+    assert "1 task, chance 20.0 %, too few for an interval:" in alone
+    assert "±" not in alone
 
 
 def _genotype(normal: Sequence[tuple[str, float]], reduction: str = "conv_3x3") -> Genotype:

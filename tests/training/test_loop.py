@@ -133,6 +133,15 @@ def test_the_architecture_rests_in_the_warm_up_and_learns_in_search_and_joint_ph
     assert not torch.equal(alphas[7], alphas[8])  # joint
 
 
+def test_a_stop_that_is_asked_for_in_the_last_step_is_a_stop(
+    make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path
+) -> None:
+    config = make_config(plan=Plan(warm_up=2))
+    _run(config, make_state(config), classes, tmp_path / "c.pt", stop_at=2)
+    loaded, state = load_checkpoint(tmp_path / "c.pt")
+    assert _run(loaded, state, classes, tmp_path / "c.pt") == []
+
+
 @pytest.mark.parametrize(("travel", "decided"), [(0.001, False), (30.0, True)])
 def test_a_search_that_has_not_decided_says_so(
     travel: float, decided: bool, make_config: Any, make_state: MakeState, classes: Any, tmp_path: Path, caplog: Any

@@ -288,7 +288,8 @@ class TrainingConfig:
         batches = self.precision == "bfloat16" and self.device == "cuda"
         if self.precision != "float32" and not self.together and not batches:
             raise InvalidConfigError(
-                f"precision {self.precision} is for together, or bfloat16 for a warm-up and a search with --device cuda"
+                f"precision {self.precision} is for together = true; warm-up and search take bfloat16, and that "
+                "on a GPU only (--device cuda)"
             )
         if self.plan is not None and self.plan.search and (self.network.kind != "search" or self.warm_up == "meta"):
             raise InvalidConfigError("plan.search is for a search space after a prototype or supervised warm-up")

@@ -88,8 +88,8 @@ class Trainer:
         """Go on until the plan is done.
 
         Returns:
-            True when the plan is done; False when ``should_stop`` asked to stop, in any process.
-            Either way a checkpoint has been written.
+            True when the plan is done; False when ``should_stop`` asked to stop, in any process, be it in the
+            last step. Either way a checkpoint has been written.
 
         Raises:
             InvalidConfigError: fewer tasks or batches in a step than processes.
@@ -139,7 +139,7 @@ class Trainer:
                 self._fold_temperature()
             state.phase, state.step = state.phase + 1, 0
         self._save()
-        return True
+        return not self.group.any(should_stop())  # asked for in the last step
 
     def _tell_undecided(self) -> None:
         """Say so if the fallen temperature has left more operations than a task network has.

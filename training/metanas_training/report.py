@@ -126,10 +126,12 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def summary(scores: Evaluation) -> str:
     """An evaluation in a few lines of text."""
-    return "\n".join(
+    several = scores.tasks > 1
+    interval = "mean with 95 % interval" if several else "too few for an interval"
+    text = "\n".join(
         (
-            f"{scores.data}, {scores.n_way}-way {scores.n_shot}-shot, {scores.tasks} tasks, "
-            f"chance {100 / scores.n_way:.1f} %, mean with 95 % interval:",
+            f"{scores.data}, {scores.n_way}-way {scores.n_shot}-shot, {scores.tasks} task{'s' if several else ''}, "
+            f"chance {100 / scores.n_way:.1f} %, {interval}:",
             f"  inductive (support statistics)   {scores.inductive}",
             f"  transductive (the paper's)       {scores.transductive}",
             f"  prototypes, no adaptation        {scores.prototype}",
@@ -148,6 +150,7 @@ def summary(scores: Evaluation) -> str:
             f"  unknown images refused           {scores.unknown_refused or 'no threshold or no unknown image'}",
         )
     )
+    return text if several else text.replace(" ± 0.00", "")
 
 
 def summary_of_runs(runs: Sequence[RunResult]) -> str:

@@ -225,10 +225,12 @@ def _shown(*names: str) -> str:
 
 
 def _task_text(info: TaskInfo) -> str:
+    left_out = info.trust.leave_one_out_accuracy
     lines = [
         f"task              {info.task_id}",
         f"classes           {_shown(*info.class_names)}",
-        f"support           {info.support_image_count} images, {info.support_accuracy:.1%} classified right",
+        f"support           {info.support_image_count} images, {info.support_accuracy:.1%} classified right"
+        + ("" if left_out is None else f", {left_out:.1%} by the others alone"),
         f"parameters        {info.parameter_count:,} of {info.one_shot_parameter_count:,}",
         f"adaptation        {info.adapt_seconds:.1f} s, {info.architecture_steps} + {info.weight_steps} steps",
     ]
@@ -244,7 +246,8 @@ def _prediction_text(image: Path, *, answer: Prediction) -> str:
     others = list(answer.probabilities.items())[1:3]
     runners_up = ", ".join(f"{_shown(name)} {probability:.1%}" for name, probability in others)
     first = f"{image}  {_shown(answer.class_name)} {answer.probability:.1%}"
-    return f"{first}  ({runners_up})" if runners_up else first
+    answered = f"{first}  ({runners_up})" if runners_up else first
+    return f"{answered}  none of these?" if answer.none_of_these else answered
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -324,7 +327,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", parents=[shared], help="write a task's file")
     export.add_argument("task_id", metavar="TASK_ID")
     export.add_argument("file", type=Path, metavar="FILE")
-    export.add_argument("--format", choices=get_args(ExportFormat), default="task_model", help="default: %(default)s")
+    export.add_argument(
+        "--format", choices=get_args(ExportFormat), help="default: onnx where FILE ends in .onnx, else task_model"
+    )
     export.set_defaults(run=_at_server(_export))
 
     run = commands.add_parser("run", parents=[printed], help="classify PNG or JPEG files by an exported model")

@@ -149,14 +149,15 @@ class Task:
         self,
         path: str | os.PathLike[str],
         *,
-        format: ExportFormat = "task_model",
+        format: ExportFormat | None = None,
         timeout_seconds: float | None = None,
     ) -> Path:
         """Write the task's file to ``path``: all of it, or nothing.
 
         Args:
             path: where to; a file that is there is replaced once the new one is complete.
-            format: ``task_model`` (``task_model.pt``) or ``onnx``.
+            format: ``task_model`` (``task_model.pt``) or ``onnx``; None: ``onnx`` if ``path`` ends in ``.onnx``, else
+                ``task_model``.
             timeout_seconds: the deadline of the whole transfer; None for the client's own.
 
         Returns:
@@ -169,9 +170,11 @@ class Task:
             MetaNASClientError: the call failed; see the tree in ``errors``.
             OSError: the file cannot be written.
         """
+        target = Path(path)
+        if format is None:
+            format = "onnx" if target.suffix.lower() == ".onnx" else "task_model"
         if format not in FORMATS:
             raise InvalidRequestError(f"no export format {format!r}; pass one of {', '.join(FORMATS)}")
-        target = Path(path)
         request = pb.ExportTaskRequest(task_id=self.task_id, format=FORMATS[format])
         # In the target's own folder, because a rename is atomic only within one file system.
         part = target.with_name(f".{target.name}.{uuid4().hex}.part")

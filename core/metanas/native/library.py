@@ -5,8 +5,9 @@
     set_threads   how many threads run one pass of a network
 
 The library lies in the user's cache folder under a name that says what it was built from, so another source,
-compiler or processor builds another one. Where there is no C compiler, networks run on PyTorch's own
-operations: the same sums, slower. That is said once, in the log, and ``state`` says it to whoever asks.
+compiler or processor builds another one; one that is there serves without a compiler, too, and one that is damaged is
+built again. Where there is neither, networks run on PyTorch's own operations: the same sums, slower. That is said
+once, in the log, and ``state`` says it to whoever asks.
 
 ``METANAS_NATIVE=0`` switches the engine off, ``METANAS_CACHE`` moves the folder, ``CC`` names the compiler.
 """
@@ -18,6 +19,7 @@ import os
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
 import threading
@@ -31,6 +33,8 @@ SOURCES = ("engine.c", "description.h", "forward.h", "backward.h", "kernels.h", 
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300
+OFF = ("0", "off", "false", "no")
+"""Of METANAS_NATIVE."""
 MAX_THREADS = 4
 """As many as a batch is cut into: SLOTS of team.h."""
 
@@ -76,11 +80,11 @@ def _load() -> tuple[ctypes.CDLL | None, State]:
 
 @cache
 def _loaded() -> tuple[ctypes.CDLL | None, State]:
-    if os.environ.get("METANAS_NATIVE", "1") == "0":
-        return None, State(False, "switched off by METANAS_NATIVE=0")
+    if (switch := os.environ.get("METANAS_NATIVE", "1")).lower() in OFF:
+        return None, State(False, f"switched off by METANAS_NATIVE={switch}")
     try:
         path = _built()
-        loaded = _declare(ctypes.CDLL(str(path)))
+        loaded = _opened(path)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         logger.warning("the native engine cannot be used, PyTorch's slower operations are: %s", reason.strip())
@@ -88,22 +92,48 @@ def _loaded() -> tuple[ctypes.CDLL | None, State]:
     return loaded, State(True, str(path))
 
 
+def _opened(path: Path) -> ctypes.CDLL:
+    """The library; built again if what is there cannot be read."""
+    try:
+        _check_whole(path)
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        logger.warning("the native engine at %s is damaged (%s); building it again", path, error)
+        path.unlink(missing_ok=True)
+        return _declare(ctypes.CDLL(str(_built())))
+
+
+def _check_whole(path: Path) -> None:
+    """Raise OSError if an ELF file is cut short: the loader would map what is not there, and the process die of it."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header.startswith(b"\x7fELF\x02\x01") and len(header) == 64:
+        offset, size, count = *struct.unpack_from("<Q", header, 0x28), *struct.unpack_from("<HH", header, 0x3A)
+        if path.stat().st_size < offset + size * count:  # the table of sections lies at the end
+            raise OSError("cut short")
+
+
 def _built() -> Path:
     """The path of the library; compiled if it is not there."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler, folder = shlex.split(os.environ.get("CC", "cc")), cache_folder()
+    name = f"engine-{_hash(*FLAGS, _processor(), *((_folder / one).read_text() for one in SOURCES))}"
     if shutil.which(compiler[0]) is None:
+        if there := sorted(folder.glob(f"{name}-*.so")):
+            return there[0]
         raise OSError(f"no C compiler: {compiler[0]!r} is not found; install gcc or clang, or name one in CC")
     command = [*compiler, *FLAGS]
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    text = "\n".join([*command, version, _processor(), *((_folder / name).read_text() for name in SOURCES)])
-    target = cache_folder() / f"engine-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    target = folder / f"{name}-{_hash(*compiler, version)}.so"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("compiling the native engine (some seconds, once)")
-    # Under another name until it is whole: several processes may build at the same time.
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.stem, suffix=".tmp", delete=False) as file:
-        made = Path(file.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Under another name until it is whole: several processes may build at the same time.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=name, suffix=".tmp", delete=False) as file:
+            made = Path(file.name)
+    except OSError as error:
+        raise OSError(f"it cannot be kept in {folder} ({error}); name a folder in METANAS_CACHE that can be") from error
     try:
         subprocess.run(
             [*command, "-o", str(made), str(_folder / "engine.c"), *LIBRARIES],
@@ -116,6 +146,10 @@ def _built() -> Path:
     finally:
         made.unlink(missing_ok=True)
     return target
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
