@@ -141,17 +141,26 @@ def bundled_rows(alone: Alone, rates: Rates) -> list[Row]:
     return rows
 
 
+TURNS = 3
+"""Of one Adapt and two at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Seconds of one, and of two at once."""
+    """Seconds of one, and of two at once, by turns."""
 
-    one: float
-    two: float
+    one: tuple[float, ...]
+    two: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Throughput of two at once against one at a time, turn by turn."""
+        return [2 * one / two for one, two in zip(self.one, self.two, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """Throughput of two at once against one at a time."""
-        return 2 * self.one / self.two
+        """Their median."""
+        return statistics.median(self.ratios)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +182,11 @@ def measure_pair(settings: Settings) -> Pairs:
         Order(meta="untrained", architecture_steps=steps, weight_steps=steps),
         Order(architecture_steps=bundled_steps, weight_steps=bundled_steps),
     )
-    untrained, bundled = (Pair(seconds_at_once(order, 1), seconds_at_once(order, 2)) for order in orders)
+    turns = range(1 if settings.quick else TURNS)
+    untrained, bundled = (
+        Pair(*zip(*((seconds_at_once(order, 1), seconds_at_once(order, 2)) for _ in turns), strict=True))
+        for order in orders
+    )
     return Pairs(
         untrained, bundled, _served_pair(settings, bundled_steps if settings.quick else None), steps, bundled_steps
     )
@@ -195,7 +208,7 @@ def _served_pair(settings: Settings, steps: int | None) -> Pair:
             started = time.perf_counter()
             for done in [callers.submit(adapt, episode) for episode in episodes]:
                 done.result()
-            return Pair(one, time.perf_counter() - started)
+            return Pair((one,), (time.perf_counter() - started,))
 
 
 def pair_rows(pairs: Pairs, rates: Rates) -> list[Row]:
@@ -222,7 +235,7 @@ def pair_rows(pairs: Pairs, rates: Rates) -> list[Row]:
     return [
         Row(
             what=what,
-            measured=f"{pair.ratio:.2f} x (one {pair.one:.2f} s, two {pair.two:.2f} s)",
+            measured=_turns(pair),
             bar="1.7 x" if judged else "",
             aim="2 x" if judged else "",
             goals=(Goal(pair.ratio, 1.7, 2.0, at_least=True),) if judged else (),
@@ -230,6 +243,12 @@ def pair_rows(pairs: Pairs, rates: Rates) -> list[Row]:
         )
         for what, pair, judged in names
     ]
+
+
+def _turns(pair: Pair) -> str:
+    one, two = (statistics.median(seconds) for seconds in (pair.one, pair.two))
+    several = f"median of {len(pair.one)} turns, {min(pair.ratios):.2f} to {max(pair.ratios):.2f}; "
+    return f"{pair.ratio:.2f} x ({several if len(pair.one) > 1 else ''}one {one:.2f} s, two {two:.2f} s)"
 
 
 def _median_seconds(results: Sequence[Result]) -> float:

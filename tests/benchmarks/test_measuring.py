@@ -100,9 +100,9 @@ def test_the_bundled_rows_are_judged_by_seconds():
 
 
 def test_two_that_take_as_long_as_one_are_twice_the_throughput():
-    pair = Pair(one=3.0, two=3.0)
+    pair = Pair(one=(3.0, 3.0, 3.0), two=(3.0, 4.0, 1.0))
     assert pair.ratio == 2.0
-    assert [row.verdict for row in pair_rows(Pairs(pair, pair, Pair(3.0, 4.0), 10, 50), RATES)] == [
+    assert [row.verdict for row in pair_rows(Pairs(pair, pair, Pair((3.0,), (4.0,)), 10, 50), RATES)] == [
         "aim",
         "aim",
         "",  # through a server one Adapt alone has all cores
