@@ -236,7 +236,8 @@ def test_weights_that_are_not_finite_do_not_vanish() -> None:
 def test_steps_on_the_engine_stay_with_steps_in_double_precision() -> None:
     # Where a pixel lies within rounding of a kink of ReLU or of max pooling, any float32 may take the other side.
     distances = [distance_from_double_precision(seed) for seed in range(6)]
-    assert sorted(distances)[3] <= 1e-5, distances
+    assert sorted(distances)[4] <= 1e-5, distances
+    assert max(distances) <= 0.1, distances
 
 
 def distance_from_double_precision(seed: int) -> float:
