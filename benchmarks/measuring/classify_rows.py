@@ -172,8 +172,8 @@ def throughput_rows(found: Share, rates: Rates) -> list[Row]:
     left = share * CORES / max(0.01, CORES - served.processor_share)
     return [
         Row(
-            what=f"Classify throughput, batch 1, {CALLERS} concurrent callers, against ONNX Runtime alone on the exported "
-            "file (the server runs it with its channels padded)",
+            what=f"Classify throughput, batch 1, {CALLERS} concurrent callers, against ONNX Runtime alone on the "
+            "exported file (the server runs it with its channels padded)",
             measured=(
                 f"{100 * share:.0f} % (median of {len(found.served)} rounds, {100 * min(found.shares):.0f} to "
                 f"{100 * max(found.shares):.0f}; {served.calls_per_second:.0f} of "
