@@ -53,8 +53,9 @@ def test_torch_onnx_runtime_and_the_served_answer_agree(server, support, queries
     by_onnx = np.exp(by_onnx / temperature)
     by_onnx /= by_onnx.sum(axis=1, keepdims=True)
     served = [[image[name] for name in task.class_names] for image in server.classify(task.task_id, queries)]
-    np.testing.assert_allclose(by_onnx, by_torch, atol=1e-5)
-    np.testing.assert_allclose(served, by_torch, atol=1e-5)
+    # float32 summed in another order on each path; the rounding of a logit counts 1 / temperature, of about 1e-5 here.
+    np.testing.assert_allclose(by_onnx, by_torch, atol=1e-4)
+    np.testing.assert_allclose(served, by_torch, atol=1e-4)
 
 
 def test_a_task_tells_how_far_to_trust_it_and_an_answer_how_alike_it_is(server, support, queries):
