@@ -42,6 +42,7 @@ from metanas_training.reptile import Reptile
 from metanas_training.scores import estimate
 from metanas_training.state import State, save_checkpoint
 from metanas_training.together import TogetherReptile
+from metanas_training.undecided import warn_if_undecided
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class Trainer:
                 state.seconds += seconds
                 state.cpu_seconds += time.process_time() - cpu_started
                 if state.phase == SEARCH and state.step == state.plan.fall and self.group.leads:
-                    self._tell_undecided()
+                    warn_if_undecided(self.config, state, temperature=self._temperature(SEARCH, state.step - 1))
                 validation = self._validate(done) if done % every == 0 or done == steps else None
                 on_step(
                     StepOutcome(
@@ -140,32 +141,6 @@ class Trainer:
             state.phase, state.step = state.phase + 1, 0
         self._save()
         return not self.group.any(should_stop())  # asked for in the last step
-
-    def _tell_undecided(self) -> None:
-        """Say so if the fallen temperature has left more operations than a task network has.
-
-        The weights go on in that mixture, and a task, whose temperature falls further, takes part of it away.
-        """
-        config, state = self.config, self.state
-        if config.task.strategy != "operations_and_inputs":
-            return  # it leaves more by design
-        weights = operation_weights(
-            state.network,
-            state.architecture,
-            schedule=replace(config.task, relaxation="softmax"),
-            temperature=self._temperature(SEARCH, state.step - 1),
-        )
-        assert weights is not None
-        left = sum(int((rows >= config.task.threshold).sum()) for rows in weights.values())
-        wanted = len(weights) * config.network.nodes * config.network.inputs_per_node
-        if left > wanted:
-            logger.warning(
-                "the architecture is not decided: after the fall of the temperature %d operations are left where "
-                "task networks keep %d, so tasks will lose some that the weights count on; raise plan.fall or "
-                "search_architecture_travel",
-                left,
-                wanted,
-            )
 
     def _check_shares(self, plan: Plan) -> None:
         """Raise InvalidConfigError if a phase of the plan has less to do in a step than there are processes."""
@@ -246,7 +221,8 @@ class Trainer:
             prepared = mirror(prepared, generator=generator)
         prepared = recolour(prepared, strength=config.recolouring, generator=generator)
         prepared = distort(prepared, strength=config.augmentation, generator=generator)
-        with torch.autocast("cuda", torch.bfloat16, enabled=config.precision == "bfloat16"):
+        low = config.device == "cuda" and config.precision == "bfloat16"
+        with torch.autocast("cuda", torch.bfloat16, enabled=low):
             parts = [
                 state.network(
                     part,

@@ -1,7 +1,7 @@
 """A model card: what a meta-model was trained on, what it costs, how good it is, where it fails.
 
     card        meta-model, evaluations, words  ->  plain values
-    kept_rows   a card, its rows of before      ->  the card with those that were not evaluated anew
+    kept_rows   a card, the one before          ->  with its rows of tasks that were not evaluated anew
     main        the command line
 
 Figures come from the ``results.json`` of ``meta_evaluate.py`` and from the meta-model's provenance, never

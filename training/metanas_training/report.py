@@ -150,7 +150,7 @@ def summary(scores: Evaluation) -> str:
             f"  unknown images refused           {scores.unknown_refused or 'no threshold or no unknown image'}",
         )
     )
-    return text if several else text.replace(" ± 0.00", "")
+    return text if several else text.replace(" ± 0.00", "")  # of one task every interval is that
 
 
 def summary_of_runs(runs: Sequence[RunResult]) -> str:
