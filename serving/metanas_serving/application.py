@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -22,9 +23,10 @@ from metanas.artifact import meta_from_bytes
 from metanas_proto.inference import open_inference_pb2_grpc
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_proto.v1 import few_shot_pb2_grpc
+from metanas_serving import processors
 from metanas_serving.aliases import Aliases
 from metanas_serving.allowance import Allowance, TenantLimits
-from metanas_serving.around import AroundCalls
+from metanas_serving.around import AroundCalls, Enter
 from metanas_serving.arrival import ArrivalClock
 from metanas_serving.classifying import Classifier
 from metanas_serving.config import ServerConfig
@@ -160,6 +162,13 @@ class Application:
             traces=self._traces,
         )
         self._metrics.registry.register(ServerState(self.adaptations, self._engine))
+        self._processor = processors.current() if config.request_processors == "one" else None
+        if self._processor is not None:
+            _log.info(
+                "requests are read and answered on processor %d, networks run on all %d (--request-processors)",
+                self._processor,
+                processors.PROCESSORS,
+            )
         self._metrics_server: MetricsServer | None = None
         self._server: grpc.Server | None = None
 
@@ -178,7 +187,8 @@ class Application:
             self._metrics_server = MetricsServer.start(
                 self._metrics.registry, host=self._config.metrics_host, port=port
             )
-        self._server.start()
+        with processors.tied(self._processor):  # the thread that it starts reads what arrives
+            self._server.start()
         self.adaptations.start()
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
         self._gate.open()
@@ -221,6 +231,7 @@ class Application:
                 ArrivalClock(),
                 AroundCalls(
                     _SERVICES,
+                    *([_on(self._processor)] if self._processor is not None else []),
                     named,
                     counting(self._metrics),
                     *([self._traces.call] if self._traces.is_on else []),
@@ -256,6 +267,16 @@ class Application:
                 "choose another --port (0 picks a free one) or --host"
             ) from error
         return server, f"{host}:{port}"
+
+
+def _on(processor: int) -> Enter:
+    """Have the thread of a call, which also answers the next ones, run on one processor."""
+
+    def enter(call: str, context: grpc.ServicerContext) -> AbstractContextManager[None]:
+        processors.tie(processor)
+        return nullcontext()
+
+    return enter
 
 
 def _why_not(host: str, port: int) -> str:

@@ -22,7 +22,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from metanas_serving.network import PROCESSORS, Network
+from metanas_serving.network import Network
+from metanas_serving.processors import PROCESSORS, untied
 from metanas_serving.widening import Floats
 
 # Of an image; what a call takes beside it, on the same processor.
@@ -134,9 +135,10 @@ class Batcher:
         assert mates is not None
         try:
             inputs = part.inputs if len(mates) == 1 else np.concatenate([mate.inputs for mate in mates])
-            begin = time.perf_counter()
-            logits = part.network.run(inputs)
-            seconds = (time.perf_counter() - begin) / len(inputs)
+            with untied(away=self._is_short(part.network)):
+                begin = time.perf_counter()
+                logits = part.network.run(inputs)
+                seconds = (time.perf_counter() - begin) / len(inputs)
             if seconds < self._least_seconds.get(part.network, math.inf):  # the least: all else is what disturbs it
                 self._least_seconds[part.network] = seconds
         except Exception as error:
@@ -198,7 +200,11 @@ class Batcher:
 
     def _is_quick(self, network: Network) -> bool:
         """Whether a network that computes now takes so little time an image that it is better to wait for company."""
-        return network in self._running and self._least_seconds.get(network, math.inf) < _QUICK_SECONDS
+        return network in self._running and self._is_short(network)
+
+    def _is_short(self, network: Network) -> bool:
+        """Whether one processor has time for all images that Python, on another, can read and answer."""
+        return network.threads == 1 and self._least_seconds.get(network, math.inf) < _QUICK_SECONDS
 
     def _needs(self, part: _Part) -> int:
         return min(part.network.threads, self._at_once)

@@ -10,6 +10,7 @@ from metanas_serving.exposure import check_exposure
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
+RequestProcessors = Literal["one", "any"]
 
 # Ten years.
 MAX_TTL_SECONDS = 315_360_000.0
@@ -67,8 +68,11 @@ class ServerConfig:
     """Adaptations that may wait for a worker."""
     torch_threads: int = 1
     """Of each adaptation process. Another number may give other bits."""
-    request_threads: int = 16
+    request_threads: int = 32
     """Calls answered at a time. An adaptation holds one, waiting or running."""
+    request_processors: RequestProcessors = "one"
+    """Where requests are read and answered: on ``one``, that on which the server starts, or on ``any``. Networks run on
+    all."""
     max_support_images: int = 1000
     """Images of one Adapt."""
     max_classes: int = 1000
@@ -123,6 +127,8 @@ class ServerConfig:
             raise InvalidConfigError(f"metrics_port must be 0..65535, got {self.metrics_port}")
         if self.log_format not in ("text", "json"):
             raise InvalidConfigError(f"log_format must be text or json, got {self.log_format!r}")
+        if self.request_processors not in ("one", "any"):
+            raise InvalidConfigError(f"request_processors must be one or any, got {self.request_processors!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InvalidConfigError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for name in (

@@ -26,6 +26,7 @@ from metanas_serving.batching import Batcher, Computed
 from metanas_serving.config import DEFAULT_MAX_BATCH, Device
 from metanas_serving.errors import StartupError
 from metanas_serving.network import Network, Networks
+from metanas_serving.processors import untied
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +156,9 @@ class Engine:
 
     def build(self, onnx: bytes, preprocessing: Preprocessing, trust: Trust) -> Answerer:
         """Make an answerer; it is not kept."""
-        return Answerer(self._networks.load(onnx), preprocessing, trust, batcher=self._batcher)
+        with untied():  # threads that a session starts are not tied either
+            network = self._networks.load(onnx)
+        return Answerer(network, preprocessing, trust, batcher=self._batcher)
 
     def get(self, task_id: str) -> Answerer | None:
         """The answerer of a task if it is loaded."""

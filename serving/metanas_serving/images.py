@@ -26,6 +26,7 @@ from metanas.errors import InvalidImageError
 from metanas.preprocessing import MAX_SIDE_PIXELS, Preprocessing, picture_from_array, prepare
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.errors import InvalidRequestError
+from metanas_serving.processors import untied
 
 # A picture of 4096 x 4096 takes some 200 MB while it is decoded: as many at once as there are cores.
 _DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)
@@ -85,13 +86,13 @@ def read_image(
     try:
         match image.WhichOneof("content"):
             case "encoded":
-                with _DECODING:
+                with _DECODING, untied():
                     return _prepared_file(image.encoded, preprocessing, pixels=pixels or Pixels())
             case "tensor":
                 array = _array(image.tensor)
                 if _fits(array, preprocessing):
                     return _as_it_is(array, preprocessing)
-                with _DECODING:
+                with _DECODING, untied():
                     return prepare(picture_from_array(array), preprocessing)
             case _:
                 raise InvalidImageError("it holds neither a file nor a tensor; set encoded or tensor")

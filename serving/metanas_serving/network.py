@@ -18,7 +18,6 @@ Knows ONNX Runtime and ``widening``. What ``widening`` does not know, and every 
 import hashlib
 import logging
 import mmap
-import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -31,12 +30,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from metanas_serving.processors import PROCESSORS
 from metanas_serving.widening import FEATURES, Floats, Head, UnknownGraphError, widened
 
 _log = logging.getLogger(__name__)
 
-PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""That this process may use."""
 LARGE_THREADS = min(PROCESSORS, 4)
 """For an image that is too large to be run together with others: beyond four they mostly wait."""
 

@@ -147,7 +147,7 @@ def test_a_port_in_use_is_refused_with_the_way_out(tiny_meta):
 def test_arguments_that_make_no_sense_end_with_2_and_the_reason(capsys):
     for arguments, words in (
         (["--port", "70000"], "port must be 0..65535, got 70000"),
-        (["--max-queue", "20", "--adapt-workers", "1"], "at least adapt_workers + max_queue + 4 = 25"),
+        (["--max-queue", "40", "--adapt-workers", "1"], "at least adapt_workers + max_queue + 4 = 45"),
         (["--adapt-workers", "0"], "adapt_workers must be at least 1, got 0"),
         (["--drain-seconds", "nan"], "drain_seconds must be 0..86400, got nan"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
