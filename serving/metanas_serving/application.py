@@ -182,12 +182,13 @@ class Application:
             StartupError: the port cannot be had, or the adaptation process does not start.
             AdaptationCancelledError: ``should_stop`` said so.
         """
-        self._server, address = self._listen()
+        with processors.tied(self._processor):  # gRPC's threads, that which reads what arrives among them
+            self._server, address = self._listen()
         if (port := self._config.metrics_port) is not None:
             self._metrics_server = MetricsServer.start(
                 self._metrics.registry, host=self._config.metrics_host, port=port
             )
-        with processors.tied(self._processor):  # the thread that it starts reads what arrives
+        with processors.tied(self._processor):
             self._server.start()
         self.adaptations.start()
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
