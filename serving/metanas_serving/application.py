@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,7 +25,7 @@ from metanas_proto.v1 import few_shot_pb2_grpc
 from metanas_serving import processors
 from metanas_serving.aliases import Aliases
 from metanas_serving.allowance import Allowance, TenantLimits
-from metanas_serving.around import AroundCalls, Enter
+from metanas_serving.around import AroundCalls
 from metanas_serving.arrival import ArrivalClock
 from metanas_serving.classifying import Classifier
 from metanas_serving.config import ServerConfig
@@ -48,6 +47,7 @@ from metanas_serving.metrics_state import ServerState
 from metanas_serving.open_inference import SERVICE_NAME as OPEN_INFERENCE
 from metanas_serving.open_inference import OpenInferenceService, pool_with
 from metanas_serving.options import OptionLimits
+from metanas_serving.placing import Placing
 from metanas_serving.readiness import Readiness
 from metanas_serving.request_id import named
 from metanas_serving.service import FewShotService
@@ -165,9 +165,10 @@ class Application:
         self._processor = processors.current() if config.request_processors == "one" else None
         if self._processor is not None:
             _log.info(
-                "requests are read and answered on processor %d, networks run on all %d (--request-processors)",
+                "requests are read and answered on processor %d, networks of small images run on the %d others "
+                "(--request-processors)",
                 self._processor,
-                processors.PROCESSORS,
+                processors.PROCESSORS - 1,
             )
         self._metrics_server: MetricsServer | None = None
         self._server: grpc.Server | None = None
@@ -225,14 +226,15 @@ class Application:
         self._traces.close()
 
     def _listen(self) -> tuple[grpc.Server, str]:
-        config = self._config
+        config, placing = self._config, Placing(self._processor)
         server = grpc.server(
             ThreadPoolExecutor(max_workers=config.request_threads, thread_name_prefix="request"),
             interceptors=[
                 ArrivalClock(),
+                placing,
                 AroundCalls(
                     _SERVICES,
-                    *([_on(self._processor)] if self._processor is not None else []),
+                    placing.enter,
                     named,
                     counting(self._metrics),
                     *([self._traces.call] if self._traces.is_on else []),
@@ -268,16 +270,6 @@ class Application:
                 "choose another --port (0 picks a free one) or --host"
             ) from error
         return server, f"{host}:{port}"
-
-
-def _on(processor: int) -> Enter:
-    """Have the thread of a call, which also answers the next ones, run on one processor."""
-
-    def enter(call: str, context: grpc.ServicerContext) -> AbstractContextManager[None]:
-        processors.tie(processor)
-        return nullcontext()
-
-    return enter
 
 
 def _why_not(host: str, port: int) -> str:

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from metanas_serving.network import Network
-from metanas_serving.processors import PROCESSORS, untied
+from metanas_serving.processors import PROCESSORS
 from metanas_serving.widening import Floats
 
 # Of an image; what a call takes beside it, on the same processor.
@@ -47,7 +47,7 @@ class Computed:
 class _Part:
     """Some images of one call."""
 
-    __slots__ = ("batch_images", "error", "inputs", "logits", "mates", "network", "woken")
+    __slots__ = ("batch_images", "error", "inputs", "is_away", "logits", "mates", "network", "woken")
 
     def __init__(self, network: Network, inputs: Floats) -> None:
         self.network = network
@@ -59,6 +59,8 @@ class _Part:
         self.logits: Floats | None = None
         self.error: Exception | None = None
         self.batch_images = 0
+        self.is_away = False
+        """Whether it computes on other processors than it runs on."""
 
 
 class Batcher:
@@ -74,7 +76,9 @@ class Batcher:
         self._max_batch = max_batch
         self._lock = threading.Lock()
         self._at_once, self._eager = at_once, max(1, at_once // 2)
-        self._busy = 0
+        self._busy = self._away = 0
+        # Whether calls have met since the last one that found no other.
+        self._have_met = False
         self._running: list[Network] = []
         self._least_seconds: WeakKeyDictionary[Network, float] = WeakKeyDictionary()
         self._line: deque[_Part] = deque()
@@ -122,9 +126,12 @@ class Batcher:
         """Return, with the seconds in line, when a part is computed or this thread is to compute it."""
         with self._lock:
             if not (self._busy or self._line):
+                part.is_away = self._have_met and self._is_short(part.network)
+                self._have_met = False
                 self._enter([part])
                 return 0.0
             begin = time.perf_counter()
+            self._have_met = True
             self._line.append(part)
             self._start()
         part.woken.acquire()  # whoever computes for it, or lets it compute, lets it go
@@ -135,10 +142,9 @@ class Batcher:
         assert mates is not None
         try:
             inputs = part.inputs if len(mates) == 1 else np.concatenate([mate.inputs for mate in mates])
-            with untied(away=self._is_short(part.network)):
-                begin = time.perf_counter()
-                logits = part.network.run(inputs)
-                seconds = (time.perf_counter() - begin) / len(inputs)
+            begin = time.perf_counter()
+            logits = part.network.run(inputs, is_away=part.is_away)
+            seconds = (time.perf_counter() - begin) / len(inputs)
             if seconds < self._least_seconds.get(part.network, math.inf):  # the least: all else is what disturbs it
                 self._least_seconds[part.network] = seconds
         except Exception as error:
@@ -153,6 +159,7 @@ class Batcher:
         finally:
             with self._lock:
                 self._busy -= self._needs(part)
+                self._away -= part.is_away
                 self._running.remove(part.network)
                 self._start()
             for mate in mates:
@@ -168,6 +175,10 @@ class Batcher:
             else:
                 for part in mates:
                     self._line.remove(part)
+            # Full batches of one call leave Python little to do: its processor computes too.
+            is_large = len(leader.inputs) == self._size(leader.network)
+            has_room = self._away < self._at_once - 1
+            leader.is_away = self._is_short(leader.network) and (has_room or not is_large)
             self._enter(mates)
             leader.woken.release()
 
@@ -175,6 +186,7 @@ class Batcher:
         """Have the first compute for all."""
         leader = mates[0]
         self._busy += self._needs(leader)
+        self._away += leader.is_away
         self._running.append(leader.network)
         leader.mates = mates
 

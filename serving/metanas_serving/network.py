@@ -30,7 +30,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from metanas_serving.processors import PROCESSORS
+from metanas_serving.processors import PROCESSORS, away
 from metanas_serving.widening import FEATURES, Floats, Head, UnknownGraphError, widened
 
 _log = logging.getLogger(__name__)
@@ -87,11 +87,12 @@ class Network(ABC):
         """Processors that a run takes."""
 
     @abstractmethod
-    def run(self, inputs: Floats) -> Floats:
+    def run(self, inputs: Floats, *, is_away: bool = False) -> Floats:
         """Score images.
 
         Args:
             inputs: ``(batch, channels, height, width)``, as ``preprocessing.scale`` makes them.
+            is_away: whether to compute on another processor, if this thread is tied to one.
 
         Returns:
             Logits, ``(batch, classes)``.
@@ -162,7 +163,7 @@ class _Whole(Network):
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
-    def run(self, inputs: Floats) -> Floats:
+    def run(self, inputs: Floats, *, is_away: bool = False) -> Floats:
         parts = [inputs[first : first + self._batch] for first in range(0, len(inputs), self._batch)]
         return np.concatenate([self._session.run(["logits"], {"images": part})[0] for part in parts])
 
@@ -222,19 +223,23 @@ class _Bound(Network):
     def threads(self) -> int:
         return self._shared.threads
 
-    def run(self, inputs: Floats) -> Floats:
+    def run(self, inputs: Floats, *, is_away: bool = False) -> Floats:
         size = self._shared.batch
         if len(inputs) <= size:
-            return self._head.logits(self.features(inputs))
-        parts = [self.features(inputs[first : first + size]) for first in range(0, len(inputs), size)]
+            return self._head.logits(self.features(inputs, is_away=is_away))
+        parts = [self.features(inputs[first : first + size], is_away=is_away) for first in range(0, len(inputs), size)]
         return self._head.logits(np.concatenate(parts))
 
-    def features(self, inputs: Floats) -> Floats:
+    def features(self, inputs: Floats, *, is_away: bool = False) -> Floats:
         """What the head scores: ``(batch, features)``; all images in one run."""
         binding = self._take()
         binding.bind_cpu_input("images", inputs)
         binding.bind_output(FEATURES)
-        self._shared.session.run_with_iobinding(binding)
+        run = self._shared.session.run_with_iobinding
+        if is_away:
+            away(run, binding)
+        else:
+            run(binding)
         features: Floats = binding.copy_outputs_to_cpu()[0].reshape(len(inputs), -1)
         # Nothing of this call is to stay in memory.
         binding.bind_ortvalue_input("images", _no_image())

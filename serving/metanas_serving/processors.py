@@ -1,26 +1,35 @@
-"""Which processors a thread runs on: Python on one, networks on the others.
+"""Which processors threads run on: Python on one, the networks of small images on the others.
 
     PROCESSORS   how many this process may use
     current      the one that this thread runs on now
     tie          this thread runs on one processor from now on
     tied         with tied(processor): the same for a while, and for good the threads that are started meanwhile
-    untied       with untied(): a tied thread may run where it likes, or has to leave its processor to others
+    untied       with untied(): a tied thread may run on any
+    away         has a function run by a thread that is on none of a tied thread's processor
 
 The interpreter lock lets one thread at a time run Python, and each lets go of it for a moment several times a call:
 around a system call, a lock, a copy. Where those that wait for it are on other processors, one of them is woken and has
 it by the time that moment is over; so it goes around, and processors wake up for a moment each. On one processor a
-thread mostly has it back before another one runs. What runs long without the lock, a network or the decoding of a
-picture, leaves that processor meanwhile.
+thread mostly has it back before another one runs. What runs long without the lock leaves that processor meanwhile.
 
-Where the system cannot tie threads (all but Linux), or takes the processor from this process while it runs, threads
-run where it puts them. Knows nothing of calls or networks.
+Threads that compute away stay away. One that moved for each computation would hold the lock while it moves, and may
+have to wait for a processor that another program keeps busy: all calls would wait with it.
+
+Beside busy programs threads do better where the system puts them: what computes away gets the lock late there. So they
+are let go for a while where such computations wait for their processor, for good where a processor is taken from this
+process, and a thread that someone has put elsewhere (``taskset``) is left there. Linux only: elsewhere none is tied.
+Knows nothing of calls or networks.
 """
 
 import logging
+import math
 import os
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -33,13 +42,52 @@ PROCESSORS = len(_ALL) or os.cpu_count() or 1
 _LAST_RUN_ON = 36
 
 
+# A program of the same priority leaves a computation half of a processor, a niced one more.
+_LEAST_SHARE = 0.65
+_WINDOW_SECONDS = 0.2
+_FIRST_SECONDS, _MOST_SECONDS = 10.0, 640.0
+
+
 class _Own(threading.local):
     processor: int | None = None
 
 
+class _Truce:
+    """Until when threads are let go, by what computations away got of their processor."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wall = self._used = 0.0
+        self._seconds = _FIRST_SECONDS
+        self.end = -math.inf
+        """Of ``time.monotonic``."""
+
+    def note(self, wall: float, used: float) -> None:
+        """Take note of a computation: seconds that it lasted, and that it had a processor."""
+        with self._lock:
+            self._wall += wall
+            self._used += used
+            if self._wall < _WINDOW_SECONDS:
+                return
+            share, self._wall, self._used = self._used / self._wall, 0.0, 0.0
+            if share >= _LEAST_SHARE:
+                self._seconds = _FIRST_SECONDS
+                return
+            self.end = time.monotonic() + self._seconds
+            _log.info(
+                "other programs keep processors busy (computations had one for %.0f %% of their time): for %.0f s "
+                "requests are answered on any",
+                100 * share,
+                self._seconds,
+            )
+            self._seconds = min(2 * self._seconds, _MOST_SECONDS)
+
+
 _own = _Own()
-_may_move = threading.Event()
-_may_move.set()
+_truce = _Truce()
+_may_tie = threading.Event()
+_may_tie.set()
+_crews: dict[int, ThreadPoolExecutor] = {}
 
 
 def current() -> int | None:
@@ -54,10 +102,17 @@ def current() -> int | None:
 
 
 def tie(processor: int | None) -> None:
-    """Have this thread run on one processor from now on; None: on any."""
-    if _own.processor != processor:
+    """Have this thread run on one processor, for as long as threads are not let go; None: on any."""
+    if not _may_tie.is_set() or time.monotonic() < _truce.end:
+        processor = None
+    if _own.processor == processor:
+        return
+    if processor is not None and processor not in _crews:
+        # Its threads are started when they are needed.
+        others = _ALL - {processor}
+        _crews[processor] = ThreadPoolExecutor(len(others), "away", initializer=_put, initargs=(others,))
+    if _put(_ALL if processor is None else (processor,)):
         _own.processor = processor
-        _move(_ALL if processor is None else (processor,))
 
 
 class tied:  # noqa: N801  # a context manager
@@ -74,39 +129,57 @@ class tied:  # noqa: N801  # a context manager
         tie(self._before)
 
 
-class untied:  # noqa: N801  # a context manager; a generator, around every batch, takes several times as long
-    """Let this thread run elsewhere, if it is tied."""
-
-    __slots__ = ("_away", "_processor")
-
-    def __init__(self, *, away: bool = False) -> None:
-        """Choose where.
-
-        Args:
-            away: anywhere but on the processor that it is tied to.
-        """
-        self._away = away
+class untied:  # noqa: N801  # a context manager
+    """Let this thread run on any processor, if it is tied and is where it was put."""
 
     def __enter__(self) -> None:
-        self._processor = _own.processor
-        if self._processor is not None:
-            _move(_ALL - {self._processor} if self._away else _ALL)
+        processor = _own.processor
+        self._home = None if processor is None or os.sched_getaffinity(0) != {processor} else {processor}
+        if self._home:
+            _put(_ALL)
 
     def __exit__(self, *_: object) -> None:
-        if self._processor is not None:
-            _move((self._processor,))
+        if self._home and os.sched_getaffinity(0) == _ALL:
+            _put(self._home)
 
 
-def _move(processors: Collection[int]) -> None:
-    if not _may_move.is_set():
-        return
+def away(function: Callable[..., None], *arguments: Any) -> None:
+    """Have a function run, and wait for it: on a processor that is not this thread's, if it is tied.
+
+    Raises:
+        Exception: what it raises.
+    """
+    crew = None if _own.processor is None else _crews.get(_own.processor)
+    if crew is None:
+        function(*arguments)
+    else:
+        crew.submit(_timed, function, *arguments).result()
+
+
+def _timed(function: Callable[..., None], *arguments: Any) -> None:
+    begin, used = time.perf_counter(), time.thread_time()
+    try:
+        function(*arguments)
+    finally:
+        _truce.note(time.perf_counter() - begin, time.thread_time() - used)
+
+
+def _put(processors: Collection[int]) -> bool:
+    """Put this thread on some processors; False where that is refused."""
+    if not _ALL:
+        return False
     try:
         os.sched_setaffinity(0, processors)
     except OSError as error:
-        _may_move.clear()
-        _log.warning(
-            "a thread cannot be put on processors %s (%s): this process does not have them any more; from now on all "
-            "threads run where the system puts them",
-            sorted(processors),
-            error,
-        )
+        if _may_tie.is_set():
+            _may_tie.clear()
+            _log.warning(
+                "a thread cannot be put on processors %s (%s), from which this process seems to be kept now; from now "
+                "on all run where the system puts them",
+                sorted(processors),
+                error,
+            )
+        if processors is not _ALL:
+            return _put(_ALL)
+        return False
+    return True

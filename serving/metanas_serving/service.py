@@ -34,6 +34,7 @@ from metanas_serving.gate import Gate
 from metanas_serving.job import Job, JobView
 from metanas_serving.learning import Learner
 from metanas_serving.ledger import Ledger
+from metanas_serving.processors import untied
 from metanas_serving.store import TaskStore
 from metanas_serving.tenants import current
 from metanas_serving.traces import Traces
@@ -282,7 +283,8 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         if format_ not in (pb.ExportTaskRequest.FORMAT_TASK_MODEL, pb.ExportTaskRequest.FORMAT_ONNX):
             raise InvalidRequestError(f"format is {format_}; set FORMAT_TASK_MODEL (1) or FORMAT_ONNX (2)")
         task_id = self._task(name).task_id
-        data = self._store.read(task_id)
-        # Read in any case: a damaged file is not passed on.
-        task = task_from_bytes(data, name=f"the file of task {task_id}")
-        return data if format_ == pb.ExportTaskRequest.FORMAT_TASK_MODEL else onnx_bytes(task)
+        with untied():
+            data = self._store.read(task_id)
+            # Read in any case: a damaged file is not passed on.
+            task = task_from_bytes(data, name=f"the file of task {task_id}")
+            return data if format_ == pb.ExportTaskRequest.FORMAT_TASK_MODEL else onnx_bytes(task)

@@ -41,7 +41,7 @@ HELP = {
     "max_queue": "adaptations that may wait",
     "torch_threads": "threads of each adaptation; another number may give other bits",
     "request_threads": "calls at a time; waiting adaptations count",
-    "request_processors": "processors on which requests are read and answered; networks run on all",
+    "request_processors": "processors on which requests are read and answered; networks of small images run on others",
     "max_support_images": "images of one Adapt",
     "max_classes": "classes of one task",
     "max_classify_images": "images of one Classify",

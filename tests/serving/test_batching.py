@@ -36,7 +36,7 @@ class Held(Network):
     def threads(self):
         return self._threads
 
-    def run(self, inputs):
+    def run(self, inputs, *, is_away=False):
         self.runs.append(len(inputs))
         assert self.may_go.acquire(timeout=20)
         if self._error is not None:

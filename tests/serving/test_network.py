@@ -191,7 +191,7 @@ def test_a_processor_that_rounds_differently_in_batches_gets_one_image_at_a_time
     network = Networks(CPU).load(learn("plain blocks"))
     shared = network._shared
     shared.batch, shared._is_tried, features = 8, False, network.features
-    network.features = lambda inputs: features(inputs) * np.float32(1 + 1e-6 * len(inputs))
+    network.features = lambda inputs, is_away=False: features(inputs) * np.float32(1 + 1e-6 * len(inputs))
     shared.try_batches(network)
     assert shared.batch == 1
     alone = np.concatenate([network.run(image[None]) for image in noise(4)])

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from metanas_serving import processors
 from metanas_serving.batching import Batcher
 from metanas_serving.config import ServerConfig
 from metanas_serving.network import Network
-from metanas_serving.processors import current, tie, tied, untied
+from metanas_serving.processors import away, current, tie, tied, untied
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or processors.PROCESSORS < 2,
@@ -50,23 +51,50 @@ def test_the_processor_that_a_thread_runs_on_is_the_one_it_is_tied_to(everywhere
         assert _on_a_thread(look) == processor
 
 
-def test_a_tied_thread_leaves_its_processor_for_what_takes_long_and_comes_back(everywhere):
+def test_a_tied_thread_may_run_anywhere_for_a_while_and_comes_back(everywhere):
     own = min(everywhere)
 
     def look():
         with untied():
-            before = _here()
+            seen = [_here()]
         tie(own)
-        seen = [before, _here()]
+        seen.append(_here())
         with untied():
-            seen.append(_here())
-        with untied(away=True):
             seen.append(_here())
         seen.append(_here())
         tie(None)
         return [*seen, _here()]
 
-    assert _on_a_thread(look) == [everywhere, {own}, everywhere, everywhere - {own}, {own}, everywhere]
+    assert _on_a_thread(look) == [everywhere, {own}, everywhere, {own}, everywhere]
+
+
+def test_a_thread_that_someone_has_put_elsewhere_stays_there(everywhere):
+    own, other = min(everywhere), max(everywhere)
+
+    def look():
+        tie(own)
+        os.sched_setaffinity(0, {other})  # as taskset does
+        with untied():
+            seen = [_here()]
+        tie(own)
+        return [*seen, _here()]
+
+    assert _on_a_thread(look) == [{other}, {other}]
+
+
+def test_what_is_computed_away_is_computed_on_the_other_processors_and_waited_for(everywhere):
+    own = min(everywhere)
+
+    def look():
+        seen = []
+        away(lambda: seen.append(_here()))
+        tie(own)
+        away(lambda: seen.append(_here()))
+        with pytest.raises(KeyError):
+            away({}.__getitem__, 1)
+        return [*seen, _here()]
+
+    assert _on_a_thread(look) == [everywhere, everywhere - {own}, {own}]
 
 
 def test_what_is_started_by_a_thread_that_is_tied_for_a_while_stays_there(everywhere):
@@ -79,53 +107,142 @@ def test_what_is_started_by_a_thread_that_is_tied_for_a_while_stays_there(everyw
 def test_a_processor_that_was_taken_from_the_process_is_told_once_and_then_left_alone(everywhere, monkeypatch, caplog):
     gate = threading.Event()
     gate.set()
-    monkeypatch.setattr(processors, "_may_move", gate)
+    monkeypatch.setattr(processors, "_may_tie", gate)
+    put = os.sched_setaffinity
 
     def refuse(thread, mask):
-        raise OSError(22, "Invalid argument")
-
-    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+        if set(mask) != everywhere:
+            raise OSError(22, "Invalid argument")
+        put(thread, mask)
 
     def look():
         tie(min(everywhere))
-        with untied(away=True):
-            return _here()
+        monkeypatch.setattr(os, "sched_setaffinity", refuse)
+        seen = []
+        with untied():
+            seen.append(_here())
+        seen.append(_here())  # it was to come back and could not
+        tie(max(everywhere))
+        return [*seen, _here()]
 
-    assert _on_a_thread(look) == everywhere
+    assert _on_a_thread(look) == [everywhere] * 3
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "does not have them any more" in caplog.text
+    assert "seems to be kept now" in caplog.text
+
+
+def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_processor(everywhere, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    truce, own = processors._Truce(), min(everywhere)
+    monkeypatch.setattr(processors, "_truce", truce)
+
+    def look():
+        tie(own)
+        seen = [_here()]
+        away(time.sleep, 0.25)  # has no processor, as if others had it
+        tie(own)
+        seen.append(_here())
+        truce.end = time.monotonic()  # it is over
+        tie(own)
+        seen.append(_here())
+        away(_compute, 0.25)
+        tie(own)
+        return [*seen, _here()]
+
+    assert _on_a_thread(look) == [{own}, everywhere, {own}, {own}]
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        "other programs keep processors busy"
+    ]
+
+
+def test_a_truce_lasts_longer_each_time_until_it_is_not_needed():
+    truce, seconds = processors._Truce(), []
+    for used in (0.1, 0.1, 0.1, 0.3, 0.1):
+        before = time.monotonic()
+        truce.note(0.3, used)
+        seconds.append(round(truce.end - before))
+    assert seconds == [10, 20, 40, 40, 10]
+
+
+def _compute(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 class Watched(Network):
-    """Remembers where it was run."""
+    """Remembers which of its runs were to leave their processor."""
 
-    providers, memory_bytes, batch = ["CPUExecutionProvider"], 0, 8
+    providers, memory_bytes = ["CPUExecutionProvider"], 0
 
-    def __init__(self, threads):
-        self._threads = threads
+    def __init__(self, *, batch=8, threads=1):
+        self._batch, self._threads = batch, threads
+        self.may_go = threading.Semaphore(0)
         self.seen = []
+        self.images = 0
+
+    @property
+    def batch(self):
+        return self._batch
 
     @property
     def threads(self):
         return self._threads
 
-    def run(self, inputs):
-        self.seen.append(_here())
+    def run(self, inputs, *, is_away=False):
+        self.seen.append(is_away)
+        self.images += len(inputs)
+        assert self.may_go.acquire(timeout=20)
         return inputs.reshape(len(inputs), -1)
 
 
-@pytest.mark.parametrize(("threads", "away"), [(1, True), (2, False)])
-def test_a_network_that_is_known_to_be_short_leaves_the_processor_of_python_to_it(everywhere, threads, away):
-    own, network = min(everywhere), Watched(threads)
-    batcher = Batcher(max_batch=8)
+def _ask_together(batcher, network, *, images, calls):
+    """Calls that come one after the other, all before the first is answered."""
+    threads = [
+        threading.Thread(target=batcher.run, args=(network, np.ones((images, 1, 1, 1), dtype=np.float32)))
+        for _ in range(calls)
+    ]
+    end = time.monotonic() + 20
+    for number, thread in enumerate(threads):
+        thread.start()
+        while network.images + images * batcher.waiting_count <= images * number:  # it is not there yet
+            assert time.monotonic() < end
+            time.sleep(0.001)
+    network.may_go.release(calls)
+    for thread in threads:
+        thread.join(timeout=20)
 
-    def ask():
-        tie(own)
-        for _ in range(2):
-            batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
 
-    _on_a_thread(ask)
-    assert network.seen == [everywhere, everywhere - {own} if away else everywhere]
+def _known(batcher, network):
+    """So that it is known how long it takes."""
+    network.may_go.release()
+    batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
+    network.seen.clear()
+    network.images = 0
+
+
+def test_a_lone_call_computes_where_it_is_and_calls_that_meet_leave_the_processor_of_python():
+    batcher, network = Batcher(max_batch=8, at_once=2), Watched(batch=2)
+    _known(batcher, network)
+    _ask_together(batcher, network, images=1, calls=5)
+    assert network.seen == [False, True, True]
+    network.may_go.release(3)
+    for _ in range(2):  # the first after others have met may meet them again
+        batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
+    assert network.seen[3:] == [True, False]
+
+
+def test_full_batches_of_single_calls_compute_on_all_processors():
+    batcher, network = Batcher(max_batch=8, at_once=2), Watched(batch=2)
+    _known(batcher, network)
+    _ask_together(batcher, network, images=2, calls=3)
+    assert network.seen[:2] == [False, True]
+
+
+def test_a_network_of_several_threads_computes_where_it_is():
+    batcher, network = Batcher(max_batch=8, at_once=2), Watched(threads=2)
+    _known(batcher, network)
+    _ask_together(batcher, network, images=1, calls=3)
+    assert network.seen == [False] * len(network.seen)
 
 
 def _threads_of(process_id):
