@@ -24,6 +24,7 @@ Knows nothing of calls or networks.
 import logging
 import math
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -42,9 +43,11 @@ PROCESSORS = len(_ALL) or os.cpu_count() or 1
 _LAST_RUN_ON = 36
 
 
-# A program of the same priority leaves a computation half of a processor, a niced one more.
-_LEAST_SHARE = 0.65
-_WINDOW_SECONDS = 0.2
+# Of their time that computations need to have a processor, and what they may wait on average when they have to give it
+# up. A program that computes leaves them half, and keeps it for milliseconds; callers on this machine and niced
+# programs keep it for less.
+_LEAST_SHARE, _MOST_WAIT_SECONDS = 0.65, 0.0015
+_WINDOW_SECONDS = 0.5
 _FIRST_SECONDS, _MOST_SECONDS = 10.0, 640.0
 
 
@@ -58,26 +61,37 @@ class _Truce:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wall = self._used = 0.0
+        self._interruptions = 0
         self._seconds = _FIRST_SECONDS
         self.end = -math.inf
         """Of ``time.monotonic``."""
 
-    def note(self, wall: float, used: float) -> None:
-        """Take note of a computation: seconds that it lasted, and that it had a processor."""
+    def note(self, wall: float, used: float, interruptions: int) -> None:
+        """Take note of a computation.
+
+        Args:
+            wall: seconds that it lasted.
+            used: seconds that it had a processor.
+            interruptions: how many times it was put off for others.
+        """
         with self._lock:
             self._wall += wall
             self._used += used
+            self._interruptions += interruptions
             if self._wall < _WINDOW_SECONDS:
                 return
-            share, self._wall, self._used = self._used / self._wall, 0.0, 0.0
-            if share >= _LEAST_SHARE:
+            share = self._used / self._wall
+            wait = (self._wall - self._used) / max(1, self._interruptions)
+            self._wall = self._used = self._interruptions = 0
+            if share >= _LEAST_SHARE or wait <= _MOST_WAIT_SECONDS:
                 self._seconds = _FIRST_SECONDS
                 return
             self.end = time.monotonic() + self._seconds
             _log.info(
-                "other programs keep processors busy (computations had one for %.0f %% of their time): for %.0f s "
-                "requests are answered on any",
+                "other programs keep processors busy (computations had one for %.0f %% of their time, and waited "
+                "%.1f ms each time): for %.0f s requests are answered on any",
                 100 * share,
+                1000 * wait,
                 self._seconds,
             )
             self._seconds = min(2 * self._seconds, _MOST_SECONDS)
@@ -111,7 +125,10 @@ def tie(processor: int | None) -> None:
         # Its threads are started when they are needed.
         others = _ALL - {processor}
         _crews[processor] = ThreadPoolExecutor(len(others), "away", initializer=_put, initargs=(others,))
-    if _put(_ALL if processor is None else (processor,)):
+    # What a new thread has, or was given here, or has from the thread that started it; all else is someone's wish.
+    if _ALL and os.sched_getaffinity(0) not in (_ALL, {_own.processor}, {processor}):
+        _own.processor = processor
+    elif _put(_ALL if processor is None else (processor,)):
         _own.processor = processor
 
 
@@ -157,11 +174,15 @@ def away(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _timed(function: Callable[..., None], *arguments: Any) -> None:
-    begin, used = time.perf_counter(), time.thread_time()
+    begin, used, before = time.perf_counter(), time.thread_time(), _interruptions()
     try:
         function(*arguments)
     finally:
-        _truce.note(time.perf_counter() - begin, time.thread_time() - used)
+        _truce.note(time.perf_counter() - begin, time.thread_time() - used, _interruptions() - before)
+
+
+def _interruptions() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def _put(processors: Collection[int]) -> bool:

@@ -76,6 +76,7 @@ def test_a_thread_that_someone_has_put_elsewhere_stays_there(everywhere):
         os.sched_setaffinity(0, {other})  # as taskset does
         with untied():
             seen = [_here()]
+        tie(None)
         tie(own)
         return [*seen, _here()]
 
@@ -138,13 +139,13 @@ def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_proces
     def look():
         tie(own)
         seen = [_here()]
-        away(time.sleep, 0.25)  # has no processor, as if others had it
+        away(time.sleep, 0.55)  # has no processor, as if others had it
         tie(own)
         seen.append(_here())
         truce.end = time.monotonic()  # it is over
         tie(own)
         seen.append(_here())
-        away(_compute, 0.25)
+        away(_compute, 0.55)
         tie(own)
         return [*seen, _here()]
 
@@ -156,11 +157,11 @@ def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_proces
 
 def test_a_truce_lasts_longer_each_time_until_it_is_not_needed():
     truce, seconds = processors._Truce(), []
-    for used in (0.1, 0.1, 0.1, 0.3, 0.1):
+    for used, interruptions in ((0.3, 60), (0.3, 60), (0.3, 60), (0.6, 1), (0.3, 60), (0.3, 600)):
         before = time.monotonic()
-        truce.note(0.3, used)
+        truce.note(0.6, used, interruptions)
         seconds.append(round(truce.end - before))
-    assert seconds == [10, 20, 40, 40, 10]
+    assert seconds == [10, 20, 40, 40, 10, 10]  # many interruptions are short ones, which do no harm
 
 
 def _compute(seconds):
