@@ -5,9 +5,11 @@
 A call that finds a processor free computes at once, and the first in line computes for all that wait for the
 same network, up to the images that are run together. There is one exception. Where half of the processors compute,
 for its network too, and an image of it takes less time than reading a request and writing an answer, a call waits for
-so many: the other processors meanwhile read and write. Such short computations leave Python's processor (``processors``)
-where calls have met, but for full batches of one call, which may have it too. So what a call waits is bounded by the computations before it,
+so many: the other processors meanwhile read and write. So what a call waits is bounded by the computations before it,
 and a large call, which comes back to the line after every few of its images, does not hold up small ones.
+
+Such short computations leave Python's processor to it (``processors``) where calls have met; full batches of single
+calls may have it too.
 
 An image scores the same in any company, to the bit (``network``), so no answer depends on who else asked.
 Knows networks, and nothing of tasks or calls.

@@ -126,9 +126,8 @@ def tie(processor: int | None) -> None:
         others = _ALL - {processor}
         _crews[processor] = ThreadPoolExecutor(len(others), "away", initializer=_put, initargs=(others,))
     # What a new thread has, or was given here, or has from the thread that started it; all else is someone's wish.
-    if _ALL and os.sched_getaffinity(0) not in (_ALL, {_own.processor}, {processor}):
-        _own.processor = processor
-    elif _put(_ALL if processor is None else (processor,)):
+    is_elsewhere = bool(_ALL) and os.sched_getaffinity(0) not in (_ALL, {_own.processor}, {processor})
+    if is_elsewhere or _put(_ALL if processor is None else (processor,)):
         _own.processor = processor
 
 
