@@ -165,10 +165,10 @@ class Application:
         self._processor = processors.current() if config.request_processors == "one" else None
         if self._processor is not None:
             _log.info(
-                "requests are read and answered on processor %d, networks of small images run on the %d others "
+                "requests are read and answered on processor %d of %d, networks of small images run on the others "
                 "(--request-processors)",
                 self._processor,
-                processors.PROCESSORS - 1,
+                processors.PROCESSORS,
             )
         self._metrics_server: MetricsServer | None = None
         self._server: grpc.Server | None = None
@@ -185,12 +185,11 @@ class Application:
         """
         with processors.tied(self._processor):  # gRPC's threads, that which reads what arrives among them
             self._server, address = self._listen()
+            self._server.start()
         if (port := self._config.metrics_port) is not None:
             self._metrics_server = MetricsServer.start(
                 self._metrics.registry, host=self._config.metrics_host, port=port
             )
-        with processors.tied(self._processor):
-            self._server.start()
         self.adaptations.start()
         self._engine.warm_up(self.adaptations.warm_up(should_stop=should_stop).onnx, self._preprocessing)
         self._gate.open()

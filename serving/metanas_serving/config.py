@@ -71,8 +71,8 @@ class ServerConfig:
     request_threads: int = 32
     """Calls answered at a time. An adaptation holds one, waiting or running."""
     request_processors: RequestProcessors = "one"
-    """Where requests are read and answered: on ``one``, that on which the server starts, or on ``any``. Networks run on
-    all."""
+    """Where requests are read and answered: on ``one``, that on which the server starts, which leaves networks of small
+    images the others; or on ``any``."""
     max_support_images: int = 1000
     """Images of one Adapt."""
     max_classes: int = 1000

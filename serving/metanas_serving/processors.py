@@ -15,14 +15,12 @@ thread mostly has it back before another one runs. What runs long without the lo
 Threads that compute away stay away. One that moved for each computation would hold the lock while it moves, and may
 have to wait for a processor that another program keeps busy: all calls would wait with it.
 
-Beside busy programs threads do better where the system puts them: what computes away gets the lock late there. So they
-are let go for a while where such computations wait for their processor, for good where a processor is taken from this
-process, and a thread that someone has put elsewhere (``taskset``) is left there. Linux only: elsewhere none is tied.
-Knows nothing of calls or networks.
+Threads are let go for a while where other programs keep processors busy (``truce``): what computes away gets the lock
+late there. They are let go for good where a processor is taken from this process, and one that someone has put
+elsewhere (``taskset``) is left there. Linux only: elsewhere none is tied. Knows nothing of calls or networks.
 """
 
 import logging
-import math
 import os
 import resource
 import threading
@@ -31,6 +29,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from metanas_serving.truce import Truce
 
 _log = logging.getLogger(__name__)
 
@@ -43,64 +43,12 @@ PROCESSORS = len(_ALL) or os.cpu_count() or 1
 _LAST_RUN_ON = 36
 
 
-# Of their time that computations need to have a processor, and what they may wait on average when they have to give it
-# up. A program that computes leaves them half, and keeps it for milliseconds; callers on this machine and niced
-# programs keep it for less.
-_LEAST_SHARE, _MOST_WAIT_SECONDS = 0.65, 0.0015
-_WINDOW_SECONDS = 0.5
-_FIRST_SECONDS, _MOST_SECONDS = 10.0, 640.0
-
-
 class _Own(threading.local):
     processor: int | None = None
 
 
-class _Truce:
-    """Until when threads are let go, by what computations away got of their processor."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wall = self._used = 0.0
-        self._interruptions = 0
-        self._seconds = _FIRST_SECONDS
-        self.end = -math.inf
-        """Of ``time.monotonic``."""
-
-    def note(self, wall: float, used: float, interruptions: int) -> None:
-        """Take note of a computation.
-
-        Args:
-            wall: seconds that it lasted.
-            used: seconds that it had a processor.
-            interruptions: how many times it was put off for others.
-        """
-        with self._lock:
-            self._wall += wall
-            self._used += used
-            self._interruptions += interruptions
-            if self._wall < _WINDOW_SECONDS:
-                return
-            share = self._used / self._wall
-            wait = (self._wall - self._used) / max(1, self._interruptions)
-            self._wall = self._used = self._interruptions = 0
-            if share >= _LEAST_SHARE or wait <= _MOST_WAIT_SECONDS:
-                self._seconds = _FIRST_SECONDS
-                return
-            self.end = time.monotonic() + self._seconds
-            _log.info(
-                "other programs keep processors busy (computations had one for %.0f %% of their time, and waited "
-                "%.1f ms each time): for %.0f s requests are answered on any",
-                100 * share,
-                1000 * wait,
-                self._seconds,
-            )
-            self._seconds = min(2 * self._seconds, _MOST_SECONDS)
-
-
 _own = _Own()
-_truce = _Truce()
-_may_tie = threading.Event()
-_may_tie.set()
+_truce = Truce()
 _crews: dict[int, ThreadPoolExecutor] = {}
 
 
@@ -117,7 +65,7 @@ def current() -> int | None:
 
 def tie(processor: int | None) -> None:
     """Have this thread run on one processor, for as long as threads are not let go; None: on any."""
-    if not _may_tie.is_set() or time.monotonic() < _truce.end:
+    if _truce.is_on:
         processor = None
     if _own.processor == processor:
         return
@@ -191,15 +139,12 @@ def _put(processors: Collection[int]) -> bool:
     try:
         os.sched_setaffinity(0, processors)
     except OSError as error:
-        if _may_tie.is_set():
-            _may_tie.clear()
+        if _truce.keep():
             _log.warning(
                 "a thread cannot be put on processors %s (%s), from which this process seems to be kept now; from now "
                 "on all run where the system puts them",
                 sorted(processors),
                 error,
             )
-        if processors is not _ALL:
-            return _put(_ALL)
-        return False
+        return processors is not _ALL and _put(_ALL)
     return True

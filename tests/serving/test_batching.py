@@ -11,12 +11,13 @@ from metanas_serving.network import Network
 
 
 class Held(Network):
-    """Doubles its inputs, when it may; remembers how many images each run had."""
+    """Doubles its inputs, when it may; remembers how many images each run had, and whether it was to leave."""
 
     def __init__(self, *, batch=8, threads=1, error=None):
         self._threads = threads
         self.may_go = threading.Semaphore(0)
         self.runs = []
+        self.away = []
         self._batch = batch
         self._error = error
 
@@ -38,6 +39,7 @@ class Held(Network):
 
     def run(self, inputs, *, is_away=False):
         self.runs.append(len(inputs))
+        self.away.append(is_away)
         assert self.may_go.acquire(timeout=20)
         if self._error is not None:
             raise self._error
@@ -233,3 +235,55 @@ def test_what_a_network_raises_reaches_each_call_of_the_batch_and_none_of_the_ne
     callers.wait()
     assert str(callers.answers["a"]) == str(callers.answers["b"]) == "out of memory"
     assert callers.answers["last"].logits.tolist() == [[8]]
+
+
+@pytest.fixture
+def batcher():
+    return Batcher(max_batch=2, at_once=2)
+
+
+@pytest.fixture
+def known(batcher):
+    """A network that is known to be quick."""
+    network = Held()
+    network.may_go.release()
+    batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
+    network.runs.clear()
+    network.away.clear()
+    return network
+
+
+def test_a_lone_call_computes_where_it_is_and_calls_that_meet_leave_their_processor(batcher, known):
+    callers = Callers(batcher)
+    for number in range(5):
+        callers.call(number, known, [number])
+    known.may_go.release(3)
+    callers.wait()
+    assert (known.runs, known.away) == ([1, 2, 2], [False, True, True])
+    known.may_go.release(2)
+    for _ in range(2):  # the first one that comes alone after others have met may meet others again
+        batcher.run(known, np.ones((1, 1, 1, 1), dtype=np.float32))
+    assert known.away[3:] == [True, False]
+
+
+def test_of_full_batches_of_single_calls_one_computes_where_it_is_while_another_is_away(batcher, known):
+    callers, other = Callers(batcher), Held()
+    callers.call("lone", other, [1])
+    callers.call("away", known, [2, 3])
+    callers.call("next", known, [4, 5])
+    other.may_go.release()
+    _until(lambda: known.runs == [2, 2])
+    assert known.away == [True, False]
+    known.may_go.release(2)
+    callers.wait()
+
+
+def test_a_network_of_several_threads_computes_where_it_is(batcher):
+    network, callers = Held(threads=2), Callers(batcher)
+    network.may_go.release()
+    batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
+    for number in range(3):
+        callers.call(number, network, [number])
+    network.may_go.release(3)
+    callers.wait()
+    assert not any(network.away)

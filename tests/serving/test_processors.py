@@ -10,10 +10,9 @@ import pytest
 
 from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving import processors
-from metanas_serving.batching import Batcher
 from metanas_serving.config import ServerConfig
-from metanas_serving.network import Network
 from metanas_serving.processors import away, current, tie, tied, untied
+from metanas_serving.truce import Truce
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or processors.PROCESSORS < 2,
@@ -106,9 +105,7 @@ def test_what_is_started_by_a_thread_that_is_tied_for_a_while_stays_there(everyw
 
 
 def test_a_processor_that_was_taken_from_the_process_is_told_once_and_then_left_alone(everywhere, monkeypatch, caplog):
-    gate = threading.Event()
-    gate.set()
-    monkeypatch.setattr(processors, "_may_tie", gate)
+    monkeypatch.setattr(processors, "_truce", Truce())
     put = os.sched_setaffinity
 
     def refuse(thread, mask):
@@ -131,10 +128,9 @@ def test_a_processor_that_was_taken_from_the_process_is_told_once_and_then_left_
     assert "seems to be kept now" in caplog.text
 
 
-def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_processor(everywhere, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    truce, own = processors._Truce(), min(everywhere)
-    monkeypatch.setattr(processors, "_truce", truce)
+def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_processor(everywhere, monkeypatch):
+    now, own = [0.0], min(everywhere)
+    monkeypatch.setattr(processors, "_truce", Truce(clock=lambda: now[0]))
 
     def look():
         tie(own)
@@ -142,7 +138,7 @@ def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_proces
         away(time.sleep, 0.55)  # has no processor, as if others had it
         tie(own)
         seen.append(_here())
-        truce.end = time.monotonic()  # it is over
+        now[0] = 11.0
         tie(own)
         seen.append(_here())
         away(_compute, 0.55)
@@ -150,100 +146,12 @@ def test_threads_are_let_go_for_a_while_where_computations_wait_for_their_proces
         return [*seen, _here()]
 
     assert _on_a_thread(look) == [{own}, everywhere, {own}, {own}]
-    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
-        "other programs keep processors busy"
-    ]
-
-
-def test_a_truce_lasts_longer_each_time_until_it_is_not_needed():
-    truce, seconds = processors._Truce(), []
-    for used, interruptions in ((0.3, 60), (0.3, 60), (0.3, 60), (0.6, 1), (0.3, 60), (0.3, 600)):
-        before = time.monotonic()
-        truce.note(0.6, used, interruptions)
-        seconds.append(round(truce.end - before))
-    assert seconds == [10, 20, 40, 40, 10, 10]  # many interruptions are short ones, which do no harm
 
 
 def _compute(seconds):
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
-
-
-class Watched(Network):
-    """Remembers which of its runs were to leave their processor."""
-
-    providers, memory_bytes = ["CPUExecutionProvider"], 0
-
-    def __init__(self, *, batch=8, threads=1):
-        self._batch, self._threads = batch, threads
-        self.may_go = threading.Semaphore(0)
-        self.seen = []
-        self.images = 0
-
-    @property
-    def batch(self):
-        return self._batch
-
-    @property
-    def threads(self):
-        return self._threads
-
-    def run(self, inputs, *, is_away=False):
-        self.seen.append(is_away)
-        self.images += len(inputs)
-        assert self.may_go.acquire(timeout=20)
-        return inputs.reshape(len(inputs), -1)
-
-
-def _ask_together(batcher, network, *, images, calls):
-    """Calls that come one after the other, all before the first is answered."""
-    threads = [
-        threading.Thread(target=batcher.run, args=(network, np.ones((images, 1, 1, 1), dtype=np.float32)))
-        for _ in range(calls)
-    ]
-    end = time.monotonic() + 20
-    for number, thread in enumerate(threads):
-        thread.start()
-        while network.images + images * batcher.waiting_count <= images * number:  # it is not there yet
-            assert time.monotonic() < end
-            time.sleep(0.001)
-    network.may_go.release(calls)
-    for thread in threads:
-        thread.join(timeout=20)
-
-
-def _known(batcher, network):
-    """So that it is known how long it takes."""
-    network.may_go.release()
-    batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
-    network.seen.clear()
-    network.images = 0
-
-
-def test_a_lone_call_computes_where_it_is_and_calls_that_meet_leave_the_processor_of_python():
-    batcher, network = Batcher(max_batch=8, at_once=2), Watched(batch=2)
-    _known(batcher, network)
-    _ask_together(batcher, network, images=1, calls=5)
-    assert network.seen == [False, True, True]
-    network.may_go.release(3)
-    for _ in range(2):  # the first after others have met may meet them again
-        batcher.run(network, np.ones((1, 1, 1, 1), dtype=np.float32))
-    assert network.seen[3:] == [True, False]
-
-
-def test_full_batches_of_single_calls_compute_on_all_processors():
-    batcher, network = Batcher(max_batch=8, at_once=2), Watched(batch=2)
-    _known(batcher, network)
-    _ask_together(batcher, network, images=2, calls=3)
-    assert network.seen[:2] == [False, True]
-
-
-def test_a_network_of_several_threads_computes_where_it_is():
-    batcher, network = Batcher(max_batch=8, at_once=2), Watched(threads=2)
-    _known(batcher, network)
-    _ask_together(batcher, network, images=1, calls=3)
-    assert network.seen == [False] * len(network.seen)
 
 
 def _threads_of(process_id):
