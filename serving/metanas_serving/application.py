@@ -165,10 +165,9 @@ class Application:
         self._processor = processors.current() if config.request_processors == "one" else None
         if self._processor is not None:
             _log.info(
-                "requests are read and answered on processor %d of %d, networks of small images run on the others "
+                "requests are read and answered on processor %d, networks of small images run on the others "
                 "(--request-processors)",
                 self._processor,
-                processors.PROCESSORS,
             )
         self._metrics_server: MetricsServer | None = None
         self._server: grpc.Server | None = None
