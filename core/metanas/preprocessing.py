@@ -27,6 +27,10 @@ from metanas.plain import from_plain, to_plain
 
 MAX_SIDE_PIXELS = 4096
 
+# Where Pillow finds an orientation in a picture that it read from a file of these formats.
+_FILES = ("JPEG", "PNG")
+_ORIENTED = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -130,7 +134,7 @@ def prepare(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
             f"an image has at most {MAX_SIDE_PIXELS} pixels a side, got {height} x {width}; make it smaller"
         )
     try:
-        picture = _flat(ImageOps.exif_transpose(picture)).convert("L" if preprocessing.channels == 1 else "RGB")
+        picture = _plain(picture, mode="L" if preprocessing.channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # Pillow's, EXIF included
         raise InvalidImageError(f"the image cannot be decoded: {error}") from error
     if preprocessing.invert:
@@ -138,8 +142,20 @@ def prepare(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
     size = (preprocessing.width, preprocessing.height)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.array(picture, dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    values = np.frombuffer(picture.tobytes(), dtype=np.uint8).reshape(*picture.size[::-1], -1)
+    pixels = np.empty((preprocessing.channels, *values.shape[:2]), dtype=np.uint8)
+    pixels[...] = values.transpose(2, 0, 1)
+    return pixels
+
+
+def _plain(picture: Image.Image, *, mode: str) -> Image.Image:
+    """Upright, eight opaque bits a channel; the picture itself if it is so already."""
+    picture.load()  # what a PNG holds behind its pixels is known only then
+    if picture.format not in _FILES or not _ORIENTED.isdisjoint(picture.info):
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == mode and "transparency" not in picture.info:
+        return picture
+    return _flat(picture).convert(mode)
 
 
 def _flat(picture: Image.Image) -> Image.Image:

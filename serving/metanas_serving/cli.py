@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from metanas.errors import AdaptationCancelledError, MetaNASError
-from metanas_serving import log
 from metanas_serving.config import ServerConfig
-from metanas_serving.jobs import prepare_adaptations
-from metanas_serving.settings import read_settings
+from metanas_serving.polling import poll_directly
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +28,16 @@ _POLL_SECONDS = 0.1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until a signal; return the exit code."""
+    told = poll_directly()
+    # Only now, as these import gRPC.
+    from metanas_serving import log
+    from metanas_serving.settings import read_settings
+
     settings = read_settings(arguments)
     config = settings.config
     log.set_up(config.log_format)
     _log.info("configuration:\n%s", "\n".join(settings.lines()))
+    _log.info(told)
     signals = _StopSignals()
     try:
         _run(config, signals)
@@ -44,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ServerConfig, signals: "_StopSignals") -> None:
+    from metanas_serving.jobs import prepare_adaptations
+
     adaptations = prepare_adaptations(config)
     adaptations.start()
     try:
@@ -91,4 +97,6 @@ class _StopSignals:
 
 def read_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     """The configuration that a command line and the environment ask for; exits with 2 if it makes no sense."""
+    from metanas_serving.settings import read_settings
+
     return read_settings(arguments).config

@@ -3,7 +3,7 @@
     read_images       Images            ->  prepared images
     task_message      TaskFacts         ->  Task
     job_message       JobView           ->  AdaptJob
-    classifications   Answers           ->  Classification, most probable first
+    add_classifications   Answers       ->  Classification, most probable first
 
 Pure functions. All that is checked about a request is checked here, in ``support``, ``options`` or
 ``images``; messages count images from 0, as the caller's list does.
@@ -179,22 +179,21 @@ def _cell(cell: CellGenotype) -> pb.CellGenotype:
     )
 
 
-def classifications(answers: Answers, class_names: Sequence[str], *, top_k: int) -> list[pb.Classification]:
+def add_classifications(
+    response: pb.ClassifyResponse, answers: Answers, class_names: Sequence[str], *, top_k: int
+) -> None:
     """Name and order the probabilities of each image; equal ones stay in the task's order.
 
     Args:
+        response: gets a classification for each image; half the time of messages that are made first and then copied.
         top_k: at most so many classes; 0: all.
     """
-    probabilities, similarities, unknown = answers.probabilities, answers.similarities, answers.none_of_these
+    probabilities = answers.probabilities
     orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : top_k or None].tolist()
-    named = []
-    for index, (row, order) in enumerate(zip(probabilities.tolist(), orders, strict=True)):
-        one = pb.Classification(
-            similarity=None if similarities is None else similarities[index],
-            none_of_these=None if unknown is None else bool(unknown[index]),
-        )
-        add = one.classes.add  # half the time of messages that are made first and then copied
+    rows = probabilities.tolist()
+    similarities = [None] * len(rows) if answers.similarities is None else answers.similarities.tolist()
+    unknown = [None] * len(rows) if answers.none_of_these is None else answers.none_of_these.tolist()
+    for row, order, similarity, is_unknown in zip(rows, orders, similarities, unknown, strict=True):
+        add = response.classifications.add(similarity=similarity, none_of_these=is_unknown).classes.add
         for column in order:
             add(class_name=class_names[column], probability=row[column])
-        named.append(one)
-    return named

@@ -13,14 +13,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
 
-from metanas.preprocessing import Preprocessing, scale
+from metanas.preprocessing import Preprocessing
 from metanas.trust import Trust
 from metanas_serving.batching import Batcher, Computed
 from metanas_serving.config import DEFAULT_MAX_BATCH, Device
@@ -30,23 +28,25 @@ from metanas_serving.processors import untied
 
 _log = logging.getLogger(__name__)
 
+_WHITE = np.float32(255)
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 @cache
-def _scaled(preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """What ``scale`` makes of each of the 256 values in each channel: float32 ``(channels, 256)``."""
-    values = torch.arange(256, dtype=torch.uint8).repeat(preprocessing.channels, 1)[None, :, None]
-    return cast(NDArray[np.float32], scale(values, preprocessing)[0, :, 0].numpy())
+def _moments(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and deviation, each ``(channels, 1, 1)``."""
+    mean, deviation = (np.array(one, dtype=np.float32) for one in (preprocessing.mean, preprocessing.deviation))
+    return mean.reshape(-1, 1, 1), deviation.reshape(-1, 1, 1)
 
 
 def network_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """What ``scale`` makes of prepared pixels, to the bit, looked up instead of calculated."""
-    tables = _scaled(preprocessing)
+    """What ``scale`` makes of prepared pixels, to the bit, without a tensor."""
+    mean, deviation = _moments(preprocessing)
     inputs = np.empty(images.shape, dtype=np.float32)
-    for channel, values in enumerate(tables):
-        # No index is out of range; the default mode would fill a copy of ``out`` first.
-        np.take(values, images[:, channel], out=inputs[:, channel], mode="clip")
+    inputs[...] = images
+    inputs /= _WHITE
+    inputs -= mean
+    inputs /= deviation
     return inputs
 
 
@@ -99,7 +99,8 @@ class Answerer:
         probabilities = np.exp(logits, out=logits)
         probabilities /= np.add.reduce(probabilities, axis=1, keepdims=True)
         # Rows of a head may differ in length, by which a cosine of nearly 1 may come out above it.
-        similarities = None if trust.head_scale is None else np.clip(largest / trust.head_scale, -1.0, 1.0)
+        cosines = None if trust.head_scale is None else largest / trust.head_scale
+        similarities = None if cosines is None else np.maximum(np.minimum(cosines, 1.0), -1.0)
         unknown = None
         if similarities is not None and trust.least_similarity is not None:
             unknown = similarities < trust.least_similarity

@@ -28,8 +28,11 @@ from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.errors import InvalidRequestError
 from metanas_serving.processors import untied
 
-# A picture of 4096 x 4096 takes some 200 MB while it is decoded: as many at once as there are cores.
+# A picture of 4096 x 4096 takes some 200 MB while it is decoded: as many large ones at once as there are cores.
 _DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+# Smaller ones are decoded before a thread could be on another processor.
+_LARGE_PIXELS = 128 * 128
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
@@ -86,8 +89,7 @@ def read_image(
     try:
         match image.WhichOneof("content"):
             case "encoded":
-                with _DECODING, untied():
-                    return _prepared_file(image.encoded, preprocessing, pixels=pixels or Pixels())
+                return _prepared_file(image.encoded, preprocessing, pixels=pixels or Pixels())
             case "tensor":
                 array = _array(image.tensor)
                 if _fits(array, preprocessing):
@@ -110,14 +112,21 @@ def _prepared_file(data: bytes, preprocessing: Preprocessing, *, pixels: Pixels)
                     "(height x width); make it smaller"
                 )
             pixels.take(width, height)
-            picture.load()
-            return prepare(picture, preprocessing)
+            if width * height < _LARGE_PIXELS:
+                return _prepared(picture, preprocessing)
+            with _DECODING, untied():
+                return _prepared(picture, preprocessing)
     except InvalidImageError:
         raise
     except Exception as error:  # on hostile bytes the decoders raise whatever their parsers raise
         raise InvalidImageError(
             f"its {len(data)} bytes cannot be decoded ({error}); send a complete PNG or JPEG file"
         ) from error
+
+
+def _prepared(picture: PILImage.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    picture.load()
+    return prepare(picture, preprocessing)
 
 
 def _open(data: bytes) -> PILImage.Image:

@@ -56,8 +56,9 @@ class Metrics:
             buckets=_PHASE_SECONDS,
             registry=self.registry,
         )
-        for result in ("hit", "miss"):  # shown as 0 from the start
-            self._lookups.labels(result)
+        self._hits, self._misses = (self._lookups.labels(result) for result in ("hit", "miss"))
+        # Those of an end, found at once: looking for them takes longer than counting.
+        self._ends: dict[tuple[str, grpc.StatusCode], tuple[Counter, Histogram]] = {}
 
     def answered(self, call: str, code: grpc.StatusCode, *, seconds: float) -> None:
         """Count a call by its end.
@@ -65,8 +66,13 @@ class Metrics:
         Args:
             call: service and method, for example ``metanas.v1.FewShot/Classify``.
         """
-        self._requests.labels(call, code.name).inc()
-        self._request_seconds.labels(call).observe(seconds)
+        end = self._ends.get((call, code))
+        if end is None:
+            end = self._requests.labels(call, code.name), self._request_seconds.labels(call)
+            self._ends[call, code] = end
+        requests, request_seconds = end
+        requests.inc()
+        request_seconds.observe(seconds)
 
     def classified(self, images: int) -> None:
         """Count a batch of images, of one call or of several."""
@@ -74,7 +80,7 @@ class Metrics:
 
     def asked(self, *, was_loaded: bool) -> None:
         """Count a look for a task by whether it was loaded already."""
-        self._lookups.labels("hit" if was_loaded else "miss").inc()
+        (self._hits if was_loaded else self._misses).inc()
 
     def adapted(self, phase: str, seconds: float) -> None:
         """Count one phase of an adaptation."""

@@ -268,8 +268,7 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
         answers = self._classifier.answer(facts.task_id, images, check=check)
         computed, waited = time.perf_counter(), answers.computed.waited_seconds
         self._traces.stages(begin - queued_seconds, queue=begin, decode=decoded, compute=computed)
-        return pb.ClassifyResponse(
-            classifications=codec.classifications(answers, facts.class_names, top_k=request.top_k),
+        response = pb.ClassifyResponse(
             timing=pb.Timing(
                 queue_milliseconds=1000 * (queued_seconds + waited),
                 decode_milliseconds=1000 * (decoded - begin),
@@ -278,6 +277,8 @@ class FewShotService(few_shot_pb2_grpc.FewShotServicer):
             ),
             task_id=facts.task_id,
         )
+        codec.add_classifications(response, answers, facts.class_names, top_k=request.top_k)
+        return response
 
     def _file(self, name: str, format_: int) -> bytes:
         if format_ not in (pb.ExportTaskRequest.FORMAT_TASK_MODEL, pb.ExportTaskRequest.FORMAT_ONNX):

@@ -10,6 +10,8 @@ tensor whose channels do not fill whole blocks, and at every multiplication by a
   own, the convolution that it is added to has its weights divided, and who reads the sum has them multiplied. Gains
   are positive, so ReLU and poolings may come between. The runtime makes the convolution and the sum one kernel;
 * where that cannot be, ``gain * x + offset`` becomes a depthwise 1x1 convolution;
+* a convolution whose channels read one pixel of the window each, as a factorized reduction's halves do, picks those
+  pixels first and is 1x1 then;
 * the ReLU of a concatenation is that of its parts, which kernels before it do on their way, or which is there already;
 * the head is taken off: it scores the features of one image at a time, so that an image's scores cannot
   depend on the others that are computed with it.
@@ -20,7 +22,7 @@ The function stays the same, to rounding. Knows ONNX and the graphs of ``metanas
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -40,6 +42,8 @@ _HEAD = ("Flatten", "ReduceL2", "Max", "Div", "Gemm")
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+_Pixel: TypeAlias = tuple[int, int, slice]
 
 
 class UnknownGraphError(Exception):
@@ -197,6 +201,10 @@ class _Walk:
         groups = attributes.get("group", 1)
         if groups == 1:
             target = _padded(len(given))
+            pixels = _pixels(given)
+            if pixels and not self._is_added(node.output[0]) and "dilations" not in attributes:
+                self._pick(node, attributes, source, pixels)
+                return
             weight = np.zeros((len(target), len(source.mask), *given.shape[2:]), dtype=np.float32)
             weight[np.ix_(target, source.mask)] = given
             weight *= source.scale[:, np.newaxis, np.newaxis]
@@ -209,6 +217,38 @@ class _Walk:
         bias = _spread(self._given[node.input[2]], target) if len(node.input) > 2 else None
         conv = helper.make_node("Conv", list(node.input), list(node.output), name=node.name, **attributes)
         self._add_conv(conv, target, weight=weight, bias=bias)
+
+    def _pick(self, node: onnx.NodeProto, attributes: dict[str, Any], source: "_Kept", pixels: list["_Pixel"]) -> None:
+        """Convolutions of one pixel a window, each of some channels of a convolution's."""
+        given = self._given[node.input[1]]
+        parts: list[str] = []
+        for row, column, channels in pixels:
+            name = f"{node.name}/pixel{row}{column}"
+            chosen, strides = node.input[0], {"strides": attributes.get("strides", [1, 1])}
+            if row or column or any(attributes["pads"][:2]):
+                window = np.zeros((len(source.mask), 1, *given.shape[2:]), dtype=np.float32)
+                window[:, :, row, column] = 1
+                depthwise = helper.make_node(
+                    "Conv",
+                    [chosen, f"{name}/window"],
+                    [f"{name}/picked"],
+                    name=f"{name}/pick",
+                    **{**attributes, "group": len(window)},
+                )
+                self._add_conv(depthwise, source.mask, weight=window, bias=None)
+                chosen, strides = f"{name}/picked", {}
+            mask = _padded(channels.stop - channels.start)
+            weight = np.zeros((len(mask), len(source.mask), 1, 1), dtype=np.float32)
+            weight[np.ix_(mask, source.mask)] = given[channels, :, row, column, np.newaxis, np.newaxis]
+            weight *= source.scale[:, np.newaxis, np.newaxis]
+            inputs, bias = [chosen, f"{name}/weight"], None
+            if len(node.input) > 2:
+                inputs.append(f"{name}/bias")
+                bias = _spread(self._given[node.input[2]][channels], mask)
+            conv = helper.make_node("Conv", inputs, [name], name=name, kernel_shape=[1, 1], **strides)
+            self._add_conv(conv, mask, weight=weight, bias=bias)
+            parts.append(name)
+        self._concat(helper.make_node("Concat", parts, list(node.output), name=node.name, axis=1))
 
     def _mul(self, node: onnx.NodeProto) -> None:
         """Half of ``gain * x + offset``: kept until its other half comes."""
@@ -254,7 +294,11 @@ class _Walk:
 
     def _is_free(self, name: str) -> bool:
         """Whether a convolution gives a tensor, and only the sum at hand reads it."""
-        return name in self._convs and self._readers[name] == ["Add"]
+        return name in self._convs and self._is_added(name)
+
+    def _is_added(self, name: str) -> bool:
+        """Whether only a sum reads a tensor."""
+        return self._readers[name] == ["Add"]
 
     def _rescale(self, name: str, scale: Floats, *, offset: Floats | None = None) -> None:
         """Have a convolution give its result, and an offset, divided by a scale."""
@@ -320,10 +364,40 @@ def _is_scale(gains: Floats) -> bool:
 
 
 def _padded(channels: int) -> Mask:
-    """So many real channels, and then as many others as fill the last block."""
-    mask = np.zeros(-(-channels // BLOCK_CHANNELS) * BLOCK_CHANNELS, dtype=np.bool_)
-    mask[:channels] = True
+    """So many real channels and as many others as fill the last block, or that of each half if it takes no more."""
+    halves = channels // 2, channels - channels // 2
+    parts = halves if sum(map(_blocks, halves)) == _blocks(channels) else (channels,)
+    mask = np.zeros(_blocks(channels) * BLOCK_CHANNELS, dtype=np.bool_)
+    first = 0
+    for part in parts:
+        mask[first : first + part] = True
+        first += _blocks(part) * BLOCK_CHANNELS
     return mask
+
+
+def _blocks(channels: int) -> int:
+    return -(-channels // BLOCK_CHANNELS)
+
+
+def _pixels(weight: Floats) -> "list[_Pixel]":
+    """The one pixel that each half of a convolution's channels reads of a larger window, if that is how it is.
+
+    Args:
+        weight: ``(channels, source channels, height, width)``.
+    """
+    half = len(weight) // 2
+    if weight.shape[2] * weight.shape[3] == 1 or not half:
+        return []
+    found: list[_Pixel] = []
+    for channels in (slice(0, half), slice(half, len(weight))):
+        places = np.argwhere(weight[channels].any(axis=(0, 1)))
+        if len(places) != 1:
+            return []
+        row, column = places[0].tolist()
+        found.append((row, column, channels))
+    whole = _padded(len(weight))
+    fits = np.array_equal(whole, np.concatenate([_padded(one.stop - one.start) for _, _, one in found]))
+    return found if fits else []
 
 
 def _spread(values: Floats, mask: Mask) -> Floats:

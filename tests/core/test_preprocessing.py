@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from metanas.errors import InvalidConfigError, InvalidImageError
 from metanas.preprocessing import MAX_SIDE_PIXELS, Preprocessing, picture_from_array, prepare, scale
@@ -80,6 +81,33 @@ def test_an_exif_orientation_on_its_side_swaps_height_and_width_before_resizing(
     pixels = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.uint8)
     found = prepare(_through(Image.fromarray(pixels), exif=exif.tobytes()), SAME)[0].tolist()
     assert found == [[5, 3, 1], [6, 4, 2]]
+
+
+def test_an_orientation_behind_the_pixels_or_in_xmp_is_applied_too() -> None:
+    pixels = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(file, "PNG", exif=exif.tobytes())
+    data = file.getvalue()
+    begin = data.index(b"eXIf") - 4
+    chunk = data[begin : begin + 12 + int.from_bytes(data[begin : begin + 4], "big")]
+    end = data.index(b"IEND") - 4
+    behind = data[:begin] + data[begin + len(chunk) : end] + chunk + data[end:]
+    assert prepare(Image.open(io.BytesIO(behind)), SAME)[0].tolist() == [[5, 3, 1], [6, 4, 2]]
+
+    told = PngInfo()
+    told.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    assert prepare(_through(Image.fromarray(pixels), pnginfo=told), SAME)[0].tolist() == [[5, 3, 1], [6, 4, 2]]
+
+
+def test_a_picture_that_needs_nothing_is_taken_as_it_is_and_stays_so() -> None:
+    preprocessing = Preprocessing(channels=3, height=16, width=16, mean=(0.5,) * 3, deviation=(0.25,) * 3)
+    picture = _through(Image.fromarray(_random(16, 16, 3)), "JPEG")
+    whole = np.array(picture.convert("RGB"))
+    found = prepare(picture, preprocessing)
+    np.testing.assert_array_equal(found, whole.transpose(2, 0, 1))
+    found[:] = 0
+    np.testing.assert_array_equal(np.array(picture), whole)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -59,6 +59,10 @@ SPACES = {
         SearchSpace(channels=16, cells=2, reduction_cells=(1,), nodes=2, inputs_per_node=7),
         every_operation(),
     ),
+    "halves of channels that fill blocks, an odd size halved": (
+        SearchSpace(channels=21, cells=4, reduction_cells=(0, 1, 2), nodes=2, inputs_per_node=7),
+        every_operation(),
+    ),
     "a convolution and a pooling, two poolings": (
         SearchSpace(channels=5, cells=2, reduction_cells=(0,), nodes=2),
         with_poolings(),
@@ -130,6 +134,19 @@ def test_a_pooling_that_is_added_to_something_takes_no_pass_of_its_own(learn):
 def _is_gain(conv):
     attributes = {one.name: helper.get_attribute_value(one) for one in conv.attribute}
     return attributes["kernel_shape"] == [1, 1] and attributes.get("group", 1) > 1
+
+
+def test_a_factorized_reduction_multiplies_the_pixels_that_it_reads_and_no_zeros(learn):
+    model = onnx.load_model_from_string(learn("halves of channels that fill blocks, an odd size halved"))
+    given = [node.name for node in model.graph.node if node.name.endswith("/input0/reduction")]
+    assert len(given) == 3  # of the first input of every cell behind one that reduces
+    body = widened(model).body
+    weights = {one.name: numpy_helper.to_array(one) for one in body.graph.initializer}
+    for name in given:
+        convs = [node for node in body.graph.node if node.op_type == "Conv" and node.name.startswith(f"{name}/")]
+        shapes = [weights[conv.input[1]].shape for conv in convs]
+        source = shapes[0][1]
+        assert shapes == [(16, source, 1, 1), (source, 1, 2, 2), (16, source, 1, 1)]
 
 
 def test_a_concatenation_is_rectified_part_by_part(learn):
