@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from metanas.errors import InvalidConfigError, InvalidImageError
@@ -27,9 +27,7 @@ from metanas.plain import from_plain, to_plain
 
 MAX_SIDE_PIXELS = 4096
 
-# Where Pillow finds an orientation in a picture that it read from a file of these formats.
-_FILES = ("JPEG", "PNG")
-_ORIENTED = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
+_UPRIGHT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def prepare(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
         )
     try:
         picture = _plain(picture, mode="L" if preprocessing.channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # Pillow's, EXIF included
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:  # Pillow's, EXIF included
         raise InvalidImageError(f"the image cannot be decoded: {error}") from error
     if preprocessing.invert:
         picture = ImageOps.invert(picture)
@@ -151,7 +149,7 @@ def prepare(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
 def _plain(picture: Image.Image, *, mode: str) -> Image.Image:
     """Upright, eight opaque bits a channel; the picture itself if it is so already."""
     picture.load()  # what a PNG holds behind its pixels is known only then
-    if picture.format not in _FILES or not _ORIENTED.isdisjoint(picture.info):
+    if picture.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT:  # or it would be copied for nothing
         picture = ImageOps.exif_transpose(picture)
     if picture.mode == mode and "transparency" not in picture.info:
         return picture

@@ -28,11 +28,13 @@ from metanas_proto.v1 import few_shot_pb2 as pb
 from metanas_serving.errors import InvalidRequestError
 from metanas_serving.processors import untied
 
-# A picture of 4096 x 4096 takes some 200 MB while it is decoded: as many large ones at once as there are cores.
+# A picture of 4096 x 4096 takes some 200 MB while it is decoded: as many at once as there are cores.
 _DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)
 
-# Smaller ones are decoded before a thread could be on another processor.
-_LARGE_PIXELS = 128 * 128
+# A JPEG file of so few is decoded before a thread could be on another processor, in little memory: unlike a PNG it
+# packs nothing but pixels.
+_SMALL_BYTES = 32 * 1024
+_SMALL_PIXELS = 128 * 128
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
@@ -104,18 +106,12 @@ def read_image(
 
 def _prepared_file(data: bytes, preprocessing: Preprocessing, *, pixels: Pixels) -> NDArray[np.uint8]:
     try:
-        with _open(data) as picture:
-            width, height = picture.size
-            if width > MAX_SIDE_PIXELS or height > MAX_SIDE_PIXELS:
-                raise InvalidImageError(
-                    f"an image has at most {MAX_SIDE_PIXELS} pixels a side, got {height} x {width} "
-                    "(height x width); make it smaller"
-                )
-            pixels.take(width, height)
-            if width * height < _LARGE_PIXELS:
-                return _prepared(picture, preprocessing)
-            with _DECODING, untied():
-                return _prepared(picture, preprocessing)
+        if len(data) <= _SMALL_BYTES and data.startswith(_JPEG_START):
+            with _open(data) as picture:
+                if picture.width * picture.height <= _SMALL_PIXELS:
+                    return _prepared(picture, preprocessing, pixels=pixels)
+        with _DECODING, untied(), _open(data) as picture:
+            return _prepared(picture, preprocessing, pixels=pixels)
     except InvalidImageError:
         raise
     except Exception as error:  # on hostile bytes the decoders raise whatever their parsers raise
@@ -124,7 +120,14 @@ def _prepared_file(data: bytes, preprocessing: Preprocessing, *, pixels: Pixels)
         ) from error
 
 
-def _prepared(picture: PILImage.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _prepared(picture: PILImage.Image, preprocessing: Preprocessing, *, pixels: Pixels) -> NDArray[np.uint8]:
+    width, height = picture.size
+    if width > MAX_SIDE_PIXELS or height > MAX_SIDE_PIXELS:
+        raise InvalidImageError(
+            f"an image has at most {MAX_SIDE_PIXELS} pixels a side, got {height} x {width} (height x width); "
+            "make it smaller"
+        )
+    pixels.take(width, height)
     picture.load()
     return prepare(picture, preprocessing)
 

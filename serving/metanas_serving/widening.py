@@ -225,7 +225,7 @@ class _Walk:
         for row, column, channels in pixels:
             name = f"{node.name}/pixel{row}{column}"
             chosen, strides = node.input[0], {"strides": attributes.get("strides", [1, 1])}
-            if row or column or any(attributes["pads"][:2]):
+            if row or column or any(attributes.get("pads", [])[:2]):
                 window = np.zeros((len(source.mask), 1, *given.shape[2:]), dtype=np.float32)
                 window[:, :, row, column] = 1
                 depthwise = helper.make_node(
@@ -380,7 +380,7 @@ def _blocks(channels: int) -> int:
 
 
 def _pixels(weight: Floats) -> "list[_Pixel]":
-    """The one pixel that each half of a convolution's channels reads of a larger window, if that is how it is.
+    """The one pixel that each half of a convolution's channels reads of a larger window, if these are two.
 
     Args:
         weight: ``(channels, source channels, height, width)``.
@@ -395,6 +395,8 @@ def _pixels(weight: Floats) -> "list[_Pixel]":
             return []
         row, column = places[0].tolist()
         found.append((row, column, channels))
+    if found[0][:2] == found[1][:2]:
+        return []
     whole = _padded(len(weight))
     fits = np.array_equal(whole, np.concatenate([_padded(one.stop - one.start) for _, _, one in found]))
     return found if fits else []

@@ -99,6 +99,17 @@ def test_an_orientation_behind_the_pixels_or_in_xmp_is_applied_too() -> None:
     told.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     assert prepare(_through(Image.fromarray(pixels), pnginfo=told), SAME)[0].tolist() == [[5, 3, 1], [6, 4, 2]]
 
+    picture = Image.fromarray(pixels)
+    picture.getexif()[0x0112] = 6
+    assert prepare(picture, SAME)[0].tolist() == [[5, 3, 1], [6, 4, 2]]
+
+
+def test_xmp_that_pillow_cannot_read_is_refused() -> None:
+    told = PngInfo()
+    told.add_text("xmp", "text where bytes belong")
+    with pytest.raises(InvalidImageError, match="the image cannot be decoded: "):
+        prepare(_through(Image.fromarray(_random(2, 3)), pnginfo=told), SAME)
+
 
 def test_a_picture_that_needs_nothing_is_taken_as_it_is_and_stays_so() -> None:
     preprocessing = Preprocessing(channels=3, height=16, width=16, mean=(0.5,) * 3, deviation=(0.25,) * 3)

@@ -149,6 +149,22 @@ def test_a_factorized_reduction_multiplies_the_pixels_that_it_reads_and_no_zeros
         assert shapes == [(16, source, 1, 1), (source, 1, 2, 2), (16, source, 1, 1)]
 
 
+@pytest.mark.parametrize("pixel", [(0, 0), (1, 1)])
+def test_a_convolution_whose_halves_read_the_same_pixel_is_run_as_it_is(learn, pixel):
+    model = onnx.load_model_from_string(learn("halves of channels that fill blocks, an odd size halved"))
+    for node in model.graph.node:
+        if node.name.endswith("/input0/reduction"):
+            constant = next(one for one in model.graph.initializer if one.name == node.input[1])
+            weight = numpy_helper.to_array(constant)
+            changed = np.zeros_like(weight)
+            changed[:, :, *pixel] = weight.sum(axis=(2, 3))
+            constant.CopyFrom(numpy_helper.from_array(changed, constant.name))
+    file, networks = model.SerializeToString(), Networks(CPU)
+    expected, network = as_it_is(file, noise(3)), networks.load(file)
+    assert networks.sessions == 1
+    np.testing.assert_allclose(network.run(noise(3)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
 def test_a_concatenation_is_rectified_part_by_part(learn):
     model = onnx.load_model_from_string(learn("a convolution and a pooling, two poolings"))
     body = widened(model).body
