@@ -25,9 +25,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from metanas_serving.blocks import Floats
 from metanas_serving.network import Network
 from metanas_serving.processors import PROCESSORS
-from metanas_serving.widening import Floats
 
 # Of an image; what a call takes beside it, on the same processor.
 _QUICK_SECONDS = 0.001

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ServerConfig, signals: "_StopSignals") -> None:
-    from metanas_serving.jobs import prepare_adaptations
+    from metanas_serving.jobs import prepare_adaptations  # imports gRPC
 
     adaptations = prepare_adaptations(config)
     adaptations.start()
@@ -93,10 +93,3 @@ class _StopSignals:
 
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         (self.second if self.first.is_set() else self.first).set()
-
-
-def read_arguments(arguments: Sequence[str] | None) -> ServerConfig:
-    """The configuration that a command line and the environment ask for; exits with 2 if it makes no sense."""
-    from metanas_serving.settings import read_settings
-
-    return read_settings(arguments).config

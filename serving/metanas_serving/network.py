@@ -30,8 +30,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from metanas_serving.blocks import Floats
 from metanas_serving.processors import PROCESSORS, away
-from metanas_serving.widening import FEATURES, Floats, Head, UnknownGraphError, widened
+from metanas_serving.widening import FEATURES, Head, UnknownGraphError, widened
 
 _log = logging.getLogger(__name__)
 

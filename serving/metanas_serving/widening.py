@@ -5,7 +5,7 @@
 ONNX Runtime keeps channels together in blocks of a register's width, but leaves that layout at every
 tensor whose channels do not fill whole blocks, and at every multiplication by a number a channel. So here
 
-* channels are padded to whole blocks; what is padded is zero everywhere, and no weight reads it;
+* channels are padded to whole blocks (``blocks``); what is padded is zero everywhere, and no weight reads it;
 * a sum with ``gain * x + offset``, of a pooling or a skip, is kept divided by ``gain``: then ``x`` needs no pass of its
   own, the convolution that it is added to has its weights divided, and who reads the sum has them multiplied. Gains
   are positive, so ReLU and poolings may come between. The runtime makes the convolution and the sum one kernel;
@@ -22,15 +22,13 @@ The function stays the same, to rounding. Knows ONNX and the graphs of ``metanas
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-BLOCK_CHANNELS = 16
-"""float32 values of the widest register (AVX-512); a multiple of the others."""
+from metanas_serving.blocks import Floats, Mask, Pixel, padded, pixels_of_halves, spread
 
 FEATURES = "features"
 """The body's output, float32 ``(batch, padded channels, height, width)``; of a network of cells 1 x 1."""
@@ -39,11 +37,6 @@ FEATURES = "features"
 _LEAST_SCALE, _MOST_SCALE = 1e-4, 1e4
 
 _HEAD = ("Flatten", "ReduceL2", "Max", "Div", "Gemm")
-
-Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-
-_Pixel: TypeAlias = tuple[int, int, slice]
 
 
 class UnknownGraphError(Exception):
@@ -200,53 +193,43 @@ class _Walk:
         given, source = self._given[node.input[1]], self._read(node.input[0])
         groups = attributes.get("group", 1)
         if groups == 1:
-            target = _padded(len(given))
-            pixels = _pixels(given)
+            target = padded(len(given))
+            pixels = pixels_of_halves(given)
+            # What is added stays one convolution, which the runtime makes one kernel with the sum.
             if pixels and not self._is_added(node.output[0]) and "dilations" not in attributes:
-                self._pick(node, attributes, source, pixels)
+                self._pick(node, attributes, pixels)
                 return
             weight = np.zeros((len(target), len(source.mask), *given.shape[2:]), dtype=np.float32)
             weight[np.ix_(target, source.mask)] = given
             weight *= source.scale[:, np.newaxis, np.newaxis]
         elif groups == len(given) == np.count_nonzero(source.mask) and given.shape[1] == 1:
             target = source.mask
-            weight = _spread(given, target) * source.scale[:, np.newaxis, np.newaxis, np.newaxis]
+            weight = spread(given, target) * source.scale[:, np.newaxis, np.newaxis, np.newaxis]
             attributes["group"] = len(target)
         else:
             raise UnknownGraphError(f"{node.name} has {groups} groups")
-        bias = _spread(self._given[node.input[2]], target) if len(node.input) > 2 else None
+        bias = spread(self._given[node.input[2]], target) if len(node.input) > 2 else None
         conv = helper.make_node("Conv", list(node.input), list(node.output), name=node.name, **attributes)
         self._add_conv(conv, target, weight=weight, bias=bias)
 
-    def _pick(self, node: onnx.NodeProto, attributes: dict[str, Any], source: "_Kept", pixels: list["_Pixel"]) -> None:
-        """Convolutions of one pixel a window, each of some channels of a convolution's."""
-        given = self._given[node.input[1]]
-        parts: list[str] = []
+    def _pick(self, node: onnx.NodeProto, attributes: dict[str, Any], pixels: list[Pixel]) -> None:
+        """A convolution of halves that read one pixel each: picked first, where it is not what a stride picks."""
+        given, parts = self._given[node.input[1]], list[str]()
         for row, column, channels in pixels:
-            name = f"{node.name}/pixel{row}{column}"
-            chosen, strides = node.input[0], {"strides": attributes.get("strides", [1, 1])}
+            name, source = f"{node.name}/pixel{row}{column}", node.input[0]
+            strides = {"strides": attributes.get("strides", [1, 1])}
             if row or column or any(attributes.get("pads", [])[:2]):
-                window = np.zeros((len(source.mask), 1, *given.shape[2:]), dtype=np.float32)
+                window = np.zeros((given.shape[1], 1, *given.shape[2:]), dtype=np.float32)
                 window[:, :, row, column] = 1
-                depthwise = helper.make_node(
-                    "Conv",
-                    [chosen, f"{name}/window"],
-                    [f"{name}/picked"],
-                    name=f"{name}/pick",
-                    **{**attributes, "group": len(window)},
-                )
-                self._add_conv(depthwise, source.mask, weight=window, bias=None)
-                chosen, strides = f"{name}/picked", {}
-            mask = _padded(channels.stop - channels.start)
-            weight = np.zeros((len(mask), len(source.mask), 1, 1), dtype=np.float32)
-            weight[np.ix_(mask, source.mask)] = given[channels, :, row, column, np.newaxis, np.newaxis]
-            weight *= source.scale[:, np.newaxis, np.newaxis]
-            inputs, bias = [chosen, f"{name}/weight"], None
-            if len(node.input) > 2:
-                inputs.append(f"{name}/bias")
-                bias = _spread(self._given[node.input[2]][channels], mask)
-            conv = helper.make_node("Conv", inputs, [name], name=name, kernel_shape=[1, 1], **strides)
-            self._add_conv(conv, mask, weight=weight, bias=bias)
+                self._given[f"{name}/window"] = window
+                depthwise = {**attributes, "name": f"{name}/pick", "group": len(window)}
+                self._conv(helper.make_node("Conv", [source, f"{name}/window"], [f"{name}/picked"], **depthwise))
+                source, strides = f"{name}/picked", {}
+            inputs = [source, f"{name}/weight", f"{name}/bias"][: len(node.input)]
+            self._given[f"{name}/weight"] = given[channels, :, row : row + 1, column : column + 1]
+            if len(inputs) > 2:
+                self._given[f"{name}/bias"] = self._given[node.input[2]][channels]
+            self._conv(helper.make_node("Conv", inputs, [name], name=name, kernel_shape=[1, 1], **strides))
             parts.append(name)
         self._concat(helper.make_node("Concat", parts, list(node.output), name=node.name, axis=1))
 
@@ -262,7 +245,7 @@ class _Walk:
             self._sum(node)
             return
         kept = self._read(gained.input[0])
-        gain, offset = (_spread(self._given[name].reshape(-1), kept.mask) for name in (gained.input[1], node.input[1]))
+        gain, offset = (spread(self._given[name].reshape(-1), kept.mask) for name in (gained.input[1], node.input[1]))
         self._affines[node.output[0]] = _Affine(node.name, gained.input[0], gain * kept.scale, offset)
 
     def _sum(self, node: onnx.NodeProto) -> None:
@@ -361,49 +344,3 @@ class _Affine:
 def _is_scale(gains: Floats) -> bool:
     """Whether a sum may be divided by these numbers."""
     return bool(np.all((gains >= _LEAST_SCALE) & (gains <= _MOST_SCALE)))
-
-
-def _padded(channels: int) -> Mask:
-    """So many real channels and as many others as fill the last block, or that of each half if it takes no more."""
-    halves = channels // 2, channels - channels // 2
-    parts = halves if sum(map(_blocks, halves)) == _blocks(channels) else (channels,)
-    mask = np.zeros(_blocks(channels) * BLOCK_CHANNELS, dtype=np.bool_)
-    first = 0
-    for part in parts:
-        mask[first : first + part] = True
-        first += _blocks(part) * BLOCK_CHANNELS
-    return mask
-
-
-def _blocks(channels: int) -> int:
-    return -(-channels // BLOCK_CHANNELS)
-
-
-def _pixels(weight: Floats) -> "list[_Pixel]":
-    """The one pixel that each half of a convolution's channels reads of a larger window, if these are two.
-
-    Args:
-        weight: ``(channels, source channels, height, width)``.
-    """
-    half = len(weight) // 2
-    if weight.shape[2] * weight.shape[3] == 1 or not half:
-        return []
-    found: list[_Pixel] = []
-    for channels in (slice(0, half), slice(half, len(weight))):
-        places = np.argwhere(weight[channels].any(axis=(0, 1)))
-        if len(places) != 1:
-            return []
-        row, column = places[0].tolist()
-        found.append((row, column, channels))
-    if found[0][:2] == found[1][:2]:
-        return []
-    whole = _padded(len(weight))
-    fits = np.array_equal(whole, np.concatenate([_padded(one.stop - one.start) for _, _, one in found]))
-    return found if fits else []
-
-
-def _spread(values: Floats, mask: Mask) -> Floats:
-    """Values of the real channels at their places, zeros between them."""
-    spread = np.zeros((len(mask), *values.shape[1:]), dtype=np.float32)
-    spread[mask] = values
-    return spread

@@ -20,11 +20,12 @@ from metanas.learner import adapt
 from metanas.schedule import Schedule
 from metanas.tasks import SupportSet
 from metanas_proto.v1 import few_shot_pb2 as pb
-from metanas_serving import cli, meta_file
+from metanas_serving import meta_file
 from metanas_serving.application import Application
 from metanas_serving.config import ServerConfig
 from metanas_serving.errors import StartupError
 from metanas_serving.facts import ServerFacts, TaskFacts
+from metanas_serving.settings import read_settings
 from metanas_serving.store import TaskStore
 
 SERVER = Path(__file__).parents[2] / "serving" / "server.py"
@@ -153,13 +154,13 @@ def test_arguments_that_make_no_sense_end_with_2_and_the_reason(capsys):
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ):
         with pytest.raises(SystemExit) as ended:
-            cli.read_arguments(arguments)
+            read_settings(arguments)
         assert ended.value.code == 2
         assert words in capsys.readouterr().err
 
 
 def test_every_setting_has_an_option(tmp_path):
-    config = cli.read_arguments(["--meta", "m.pt", "--store", str(tmp_path), "--host", "::1", "--max-queue", "3"])
+    config = read_settings(["--meta", "m.pt", "--store", str(tmp_path), "--host", "::1", "--max-queue", "3"]).config
     assert config == replace(ServerConfig(), meta_path=Path("m.pt"), store_path=tmp_path, host="::1", max_queue=3)
 
 

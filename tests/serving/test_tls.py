@@ -13,9 +13,10 @@ import pytest
 from metanas.errors import InvalidConfigError
 from metanas_client import FewShotClient, InvalidRequestError, ServerUnavailableError
 from metanas_client.cli import main as client_main
-from metanas_serving import cli, tokens_cli
+from metanas_serving import tokens_cli
 from metanas_serving.config import ServerConfig
 from metanas_serving.errors import StartupError
+from metanas_serving.settings import read_settings
 from metanas_serving.transport import server_credentials
 
 ROOT = Path(__file__).parents[2]
@@ -111,14 +112,14 @@ def test_a_server_with_tls_and_tokens_listens_beyond_the_machine(tmp_path, tiny_
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "edge-1.example"])
 def test_a_server_does_not_listen_beyond_the_machine_without_both(host, flags, missing, capsys):
     with pytest.raises(SystemExit) as left:
-        cli.read_arguments(["--host", host, *flags])
+        read_settings(["--host", host, *flags])
     assert left.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     with pytest.raises(AssertionError, match=missing):
         raise AssertionError(said)
     assert f"host '{host}' may be reached from other machines" in said
     assert "listen on 127.0.0.1, or say --insecure" in said
-    assert cli.read_arguments(["--host", host, "--insecure", *flags]).host == host
+    assert read_settings(["--host", host, "--insecure", *flags]).config.host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
