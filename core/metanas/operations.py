@@ -159,6 +159,8 @@ class Pooling(Operation):
         if self.kind == "max":
             pooled = functional.max_pool2d(x, 3, self.stride, 1)
         else:
+            # PyTorch's gradient for channels_last on CUDA is wrong (pytorch/pytorch#188344; seen with 2.11).
+            x = x.contiguous() if x.is_cuda else x
             pooled = functional.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
         return cast(Tensor, self.norm(pooled, scale))
 

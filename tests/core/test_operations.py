@@ -1,5 +1,6 @@
 """Candidate operations: sizes, parameter counts, and the shortcuts that must change no result."""
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metanas.errors import InvalidConfigError
-from metanas.network import count_parameters
+from metanas.network import channels_last, count_parameters
 from metanas.operations import OPERATIONS, BatchNorm, DilatedDepthwise, Operation, build_operation
 
 WEIGHTLESS = {"max_pool_3x3": 0, "avg_pool_3x3": 0, "skip_connect": 0}
@@ -261,3 +262,31 @@ for channels in (4, 8, 12, 15):
         others = [torch.rand(1000) for _ in range(50)]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_on_a_gpu_values_and_gradients_are_those_of_a_cpu(
+    name: str, stride: int, affine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout of networks, in which PyTorch's gradient of a padded mean is wrong (pytorch/pytorch#188344)."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    operation = build_operation(name, 10, stride=stride, affine=affine)
+    x, target = torch.randn(4, 10, 8, 8), torch.randn(4, 10, 8 // stride, 8 // stride)
+
+    def run(device: str, dtype: torch.dtype) -> list[Tensor]:
+        there = copy.deepcopy(operation).to(device, dtype)
+        channels_last(there)
+        images = x.to(device, dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        scale = torch.tensor(0.7, device=device, dtype=dtype, requires_grad=True)
+        y = there(images, scale)
+        y.backward(target.to(device, dtype))
+        learned = [images, scale, *there.parameters()]
+        return [value.detach().double().cpu() for value in (y, *(one.grad for one in learned if one.grad is not None))]
+
+    for here, there in zip(run("cpu", torch.float64), run("cuda", torch.float32), strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4 * here.abs().max().item())
