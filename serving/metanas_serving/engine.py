@@ -1,4 +1,4 @@
-"""ONNX Runtime: answers with the tasks that were asked last.
+"""Answers with the tasks that were asked last.
 
     Answerer   one task's network: prepared pixels -> Answers
     Engine     makes answerers, and keeps as many as its memory takes: the least recently asked goes first, pinned
@@ -23,7 +23,7 @@ from metanas.trust import Trust
 from metanas_serving.batching import Batcher, Computed
 from metanas_serving.config import DEFAULT_MAX_BATCH, Device
 from metanas_serving.errors import StartupError
-from metanas_serving.network import Network, Networks
+from metanas_serving.network import ENGINE, Network, Networks
 from metanas_serving.processors import untied
 
 _log = logging.getLogger(__name__)
@@ -149,7 +149,10 @@ class Engine:
         answerer = self.build(onnx, preprocessing, Trust())
         size = (preprocessing.channels, preprocessing.height, preprocessing.width)
         answerer.answer(np.zeros((1, *size), dtype=np.uint8))
-        _log.info("ONNX Runtime %s answers with %s", ort.__version__, ", ".join(answerer.providers))
+        if answerer.providers == [ENGINE]:
+            _log.info("networks are run by the compiled engine")
+        else:
+            _log.info("ONNX Runtime %s answers with %s", ort.__version__, ", ".join(answerer.providers))
         if self._providers[0] == _CUDA and answerer.providers[0] != _CUDA:
             if self._device == "cuda":
                 raise StartupError("--device cuda, but CUDA does not start on this machine; use --device cpu")

@@ -1,7 +1,10 @@
-"""Networks that share what is alike: tasks of one architecture have one ONNX Runtime session.
+"""Networks that share what is alike: tasks of one architecture have one program, or one ONNX Runtime session.
 
-    Networks.load    an ONNX file  ->  Network, its own weights and a session that others may have too
+    Networks.load    an ONNX file  ->  Network, its own weights and a program or session that others may have too
     Network.run      network inputs  ->  logits
+
+On a CPU the compiled engine runs a task's network (``compiling``), where it is there. Otherwise, and where
+it does not know the graph, ONNX Runtime does.
 
 A session of its own costs a task several times its weights: the graph, its kernels, their packing. Here
 the runtime optimises a task's graph once; what it makes of the weights is then taken out and becomes inputs
@@ -12,7 +15,7 @@ goes with the last of them.
 are calculated image by image, and the head row by row. That this holds of the runtime on this processor is
 tried when an architecture is first loaded; where it does not, images are run one at a time.
 
-Knows ONNX Runtime and ``widening``. What ``widening`` does not know, and every graph for CUDA, is run as it is.
+Knows ONNX Runtime, ``compiling`` and ``widening``. What neither knows, and every graph for CUDA, is run as it is.
 """
 
 import hashlib
@@ -30,7 +33,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from metanas import native
+from metanas.native.inference import Program, aligned
 from metanas_serving.blocks import Floats
+from metanas_serving.compiling import Compiled, compiled
 from metanas_serving.processors import PROCESSORS, away
 from metanas_serving.widening import FEATURES, Head, UnknownGraphError, widened
 
@@ -38,6 +44,9 @@ _log = logging.getLogger(__name__)
 
 LARGE_THREADS = min(PROCESSORS, 4)
 """For an image that is too large to be run together with others: beyond four they mostly wait."""
+
+ENGINE = "MetaNASEngine"
+"""The compiled engine, among ONNX Runtime's execution providers."""
 
 _CPU = "CPUExecutionProvider"
 
@@ -54,6 +63,8 @@ _IDLE_BINDINGS = 1
 # are estimates to evict by, a little high.
 _WHOLE_TIMES = 4
 _BOUND_BYTES = 64 * 1024
+# What a task of the engine takes beside its weights, a program that it has for itself included.
+_PROGRAM_BYTES = 32 * 1024
 
 # Weights begin where a line of the cache begins, as the kernels like them.
 _LINE_VALUES = 16
@@ -70,7 +81,7 @@ class Network(ABC):
     @property
     @abstractmethod
     def providers(self) -> list[str]:
-        """What ONNX Runtime really uses, first to last."""
+        """What really computes, first to last, as ONNX Runtime calls it; the compiled engine is ``ENGINE``."""
 
     @property
     @abstractmethod
@@ -107,11 +118,13 @@ class Networks:
         self._providers = list(providers)
         self._lock = threading.Lock()
         self._shared: weakref.WeakValueDictionary[bytes, _Shared] = weakref.WeakValueDictionary()
+        self._programs: weakref.WeakValueDictionary[bytes, Program] = weakref.WeakValueDictionary()
+        self._rooms = _Rooms()
 
     @property
     def sessions(self) -> int:
-        """How many sessions the networks share that are loaded now."""
-        return len(self._shared)
+        """How many sessions and programs the networks share that are loaded now."""
+        return len(self._shared) + len(self._programs)
 
     @property
     def threaded_sessions(self) -> int:
@@ -123,6 +136,11 @@ class Networks:
         if self._providers != [_CPU]:
             return _Whole(onnx_file, self._providers)
         model = onnx.load_model_from_string(onnx_file)
+        if native.state().used:
+            try:
+                return self._compiled(compiled(model), _image_size(model))
+            except UnknownGraphError as error:
+                _log.info("a network is left to ONNX Runtime, for %s, which the engine does not know", error)
         try:
             parts = widened(model)
         except UnknownGraphError as error:
@@ -138,6 +156,68 @@ class Networks:
         network = _Bound(shared, weights, parts.head)
         shared.try_batches(network)
         return network
+
+    def _compiled(self, task: Compiled, image_size: tuple[int, ...]) -> Network:
+        batch = _batch(image_size)
+        with self._lock:
+            program = self._programs.get(task.tables.key)
+            if program is None:
+                program = Program(task.tables, threads=LARGE_THREADS if batch == 1 else 1)
+                self._programs[task.tables.key] = program
+        return _Programmed(program, task.weights, batch=batch, rooms=self._rooms)
+
+
+class _Programmed(Network):
+    """Weights of its own for a program that others have too."""
+
+    def __init__(self, program: Program, weights: Floats, *, batch: int, rooms: "_Rooms") -> None:
+        self._program, self._weights, self._batch, self._rooms = program, weights, batch, rooms
+
+    @property
+    def providers(self) -> list[str]:
+        return [ENGINE]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._weights.nbytes + _PROGRAM_BYTES
+
+    @property
+    def batch(self) -> int:
+        return self._batch
+
+    @property
+    def threads(self) -> int:
+        return self._program.threads
+
+    def run(self, inputs: Floats, *, is_away: bool = False) -> Floats:
+        room = self._rooms.take(self._program.work_floats)
+        logits = np.empty((len(inputs), self._program.classes), dtype=np.float32)
+        if is_away:
+            away(self._program.run, self._weights, room, inputs, logits)
+        else:
+            self._program.run(self._weights, room, inputs, logits)
+        self._rooms.give_back(room)
+        return logits
+
+
+class _Rooms:
+    """Memory that programs work in: as much as run at a time, whatever their number; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._idle: list[Floats] = []
+
+    def take(self, floats: int) -> Floats:
+        """At least so many."""
+        try:
+            room = self._idle.pop()
+        except IndexError:
+            return aligned(floats)
+        return room if len(room) >= floats else aligned(floats)
+
+    def give_back(self, room: Floats) -> None:
+        """Keep it for the next."""
+        if len(self._idle) < PROCESSORS:
+            self._idle.append(room)
 
 
 class _Whole(Network):
@@ -173,7 +253,7 @@ class _Shared:
     """A session whose weights are inputs, and how many images it is given at a time."""
 
     def __init__(self, graph: bytes, image_size: tuple[int, ...], *, large_threads: int) -> None:
-        self.batch = max(1, _RUN_VALUES // int(np.prod(image_size[1:])))
+        self.batch = _batch(image_size)
         self.threads = large_threads if self.batch == 1 else 1
         options = _options(threads=self.threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -282,6 +362,11 @@ def _options(*, threads: int = 1) -> ort.SessionOptions:
 def _image_size(model: onnx.ModelProto) -> tuple[int, ...]:
     """Channels, height, width."""
     return tuple(size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim[1:])
+
+
+def _batch(image_size: tuple[int, ...]) -> int:
+    """Images of a size that are run together."""
+    return max(1, _RUN_VALUES // int(np.prod(image_size[1:])))
 
 
 def _optimised(body: onnx.ModelProto) -> onnx.ModelProto:

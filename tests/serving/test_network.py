@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import multiprocessing
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from metanas import native
 from metanas.genotypes import named_genotype
 from metanas.learner import adapt
 from metanas.schedule import Schedule
@@ -18,7 +21,7 @@ from metanas.space import DEFAULT_OPERATIONS, NO_CELLS, ConvBlocks, EdgeOperatio
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving import network as network_module
-from metanas_serving.network import Networks
+from metanas_serving.network import ENGINE, Networks
 from metanas_serving.widening import UnknownGraphError, widened
 
 CPU = ["CPUExecutionProvider"]
@@ -88,6 +91,19 @@ def learn(build_meta):
     return learnt
 
 
+BOTH = pytest.mark.parametrize("runs_on", ["engine", "runtime"], indirect=True)
+RUNTIME = pytest.mark.parametrize("runs_on", ["runtime"], indirect=True)
+
+
+@pytest.fixture
+def runs_on(request, monkeypatch):
+    """What runs networks: the compiled engine, which has to be there, or ONNX Runtime."""
+    assert native.state().used, native.state().reason
+    if request.param == "runtime":
+        monkeypatch.setattr(native, "state", lambda: native.State(False, "switched off by a test"))
+    return request.param
+
+
 def as_it_is(file, inputs):
     return ort.InferenceSession(file, providers=CPU).run(["logits"], {"images": inputs})[0]
 
@@ -96,17 +112,21 @@ def noise(count, seed=0):
     return np.random.default_rng(seed).random((count, 1, 28, 28), dtype=np.float32)
 
 
+@BOTH
 @pytest.mark.parametrize("name", SPACES)
-def test_a_network_of_a_shared_session_scores_as_the_file_does(learn, name):
+def test_a_network_scores_as_the_file_does(learn, name, runs_on):
     file = learn(name)
     widened(onnx.load_model_from_string(file))  # so it is not simply run as it is
     expected = as_it_is(file, noise(11))
-    found = Networks(CPU).load(file).run(noise(11))
+    network = Networks(CPU).load(file)
+    assert (network.providers == [ENGINE]) == (runs_on == "engine" and not name.startswith("plain blocks"))
+    found = network.run(noise(11))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@BOTH
 @pytest.mark.parametrize("gain", [-1.0, 0.0, 1e-6, 1e6])
-def test_gains_that_a_sum_cannot_be_divided_by_are_multiplied_with(learn, gain):
+def test_gains_that_a_sum_cannot_be_divided_by_are_multiplied_with(learn, gain, runs_on):
     model = onnx.load_model_from_string(learn("every operation, halved at both ends"))
     changed = {node.input[1] for node in model.graph.node if node.op_type == "Mul"}
     assert len(changed) > 10
@@ -149,8 +169,9 @@ def test_a_factorized_reduction_multiplies_the_pixels_that_it_reads_and_no_zeros
         assert shapes == [(16, source, 1, 1), (source, 1, 2, 2), (16, source, 1, 1)]
 
 
+@BOTH
 @pytest.mark.parametrize("pixel", [(0, 0), (1, 1)])
-def test_a_convolution_whose_halves_read_the_same_pixel_is_run_as_it_is(learn, pixel):
+def test_a_convolution_whose_halves_read_the_same_pixel_is_run_as_it_is(learn, pixel, runs_on):
     model = onnx.load_model_from_string(learn("halves of channels that fill blocks, an odd size halved"))
     for node in model.graph.node:
         if node.name.endswith("/input0/reduction"):
@@ -175,8 +196,9 @@ def test_a_concatenation_is_rectified_part_by_part(learn):
     assert not read_by_relu & {concat.output[0] for concat in concats}
 
 
+@BOTH
 @pytest.mark.parametrize("name", SPACES)
-def test_an_image_scores_the_same_to_the_bit_alone_in_any_batch_and_in_any_order(learn, name):
+def test_an_image_scores_the_same_to_the_bit_alone_in_any_batch_and_in_any_order(learn, name, runs_on):
     network, images = Networks(CPU).load(learn(name)), noise(24)
     alone = np.concatenate([network.run(image[None]) for image in images])
     for count in (2, 3, 7, 8, 24):
@@ -185,7 +207,8 @@ def test_an_image_scores_the_same_to_the_bit_alone_in_any_batch_and_in_any_order
     assert network.run(images[order]).tobytes() == alone[order].tobytes()
 
 
-def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_without(learn, monkeypatch):
+@RUNTIME
+def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_without(learn, monkeypatch, runs_on):
     monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)  # so an image of 28 x 28 pixels is a large one
     monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
     file, networks = learn("every operation, halved at both ends"), Networks(CPU)
@@ -197,20 +220,65 @@ def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_withou
     assert several.run(noise(5)).tobytes() == one.run(noise(5)).tobytes()
 
 
-def test_tasks_of_one_architecture_have_one_session_which_goes_with_the_last_of_them(learn):
+@BOTH
+def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_with_one(learn, monkeypatch, runs_on):
+    monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)  # so an image of 28 x 28 pixels is a large one
+    file, expected = learn("halves of channels that fill blocks, an odd size halved"), None
+    for threads in (1, 2, 3, 4):
+        monkeypatch.setattr(network_module, "LARGE_THREADS", threads)
+        network = Networks(CPU).load(file)
+        assert (network.threads, network.batch) == (threads, 1)
+        for _ in range(20):
+            scores = network.run(noise(5)).tobytes()
+            assert scores == (expected := expected or scores)
+
+
+def test_several_networks_of_several_threads_at_the_same_time_score_as_each_alone(learn, monkeypatch):
+    monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)
+    monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
+    names = [name for name in SPACES if not name.startswith("plain blocks")]
+    loaded = [Networks(CPU).load(learn(name)) for name in names]
+    assert all(network.providers == [ENGINE] and network.threads == 3 for network in loaded)
+    expected = [network.run(noise(3)).tobytes() for network in loaded]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: loaded[number % len(names)].run(noise(3)).tobytes(), range(400)))
+    assert found == [expected[number % len(names)] for number in range(400)]
+
+
+def _of_a_child(network, inputs, sent):
+    sent.put(network.run(inputs).tobytes())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_forked_process_runs_networks_without_the_helpers_of_its_parent(learn, monkeypatch):
+    monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)
+    monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
+    network = Networks(CPU).load(learn("with a scale and a shift"))
+    expected, context = network.run(noise(3)).tobytes(), multiprocessing.get_context("fork")
+    sent = context.SimpleQueue()
+    child = context.Process(target=_of_a_child, args=(network, noise(3), sent))
+    child.start()
+    assert sent.get() == expected
+    child.join(30)
+    assert child.exitcode == 0
+
+
+@BOTH
+def test_tasks_of_one_architecture_have_one_session_which_goes_with_the_last_of_them(learn, runs_on):
     networks = Networks(CPU)
-    loaded = [networks.load(learn("plain blocks", seed=seed, n_way=2 + seed)) for seed in range(3)]
+    loaded = [networks.load(learn("with a scale and a shift", seed=seed)) for seed in range(3)]
     assert networks.sessions == 1
-    other = networks.load(learn("with a scale and a shift"))
+    other = networks.load(learn("every operation, halved at both ends", n_way=4))
     assert networks.sessions == 2
-    assert [network.run(noise(1)).shape for network in loaded] == [(1, 2), (1, 3), (1, 4)]
+    assert [network.run(noise(1)).shape for network in loaded] == [(1, 3)] * 3
     loaded.clear()
     gc.collect()
     assert networks.sessions == 1
-    assert other.run(noise(1)).shape == (1, 3)
+    assert other.run(noise(1)).shape == (1, 4)
 
 
-def test_tasks_that_share_a_session_never_mix_at_the_same_time(learn):
+@BOTH
+def test_tasks_that_share_a_session_never_mix_at_the_same_time(learn, runs_on):
     networks = Networks(CPU)
     loaded = [networks.load(learn("every operation, halved at both ends", seed=seed)) for seed in range(3)]
     expected = [network.run(noise(5)).tobytes() for network in loaded]

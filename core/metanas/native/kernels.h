@@ -11,6 +11,9 @@
 #define METANAS_KERNELS_H
 
 #include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -35,11 +38,19 @@ INLINE void store(float *p, vec v) { *(vec *)p = v; }
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE vec choose(ivec which, vec yes, vec no) { return (vec)(((ivec)yes & which) | ((ivec)no & ~which)); }
 
-/* ReLU; NaN stays NaN. */
-INLINE vec positive(vec x) {
-    ivec less = x < (vec){0};
-    return choose(less, (vec){0}, x);
+/* The larger of two; b where one is NaN. */
+INLINE vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose(a > b, a, b);
+#endif
 }
+
+/* ReLU; NaN stays NaN. */
+INLINE vec positive(vec x) { return larger((vec){0}, x); }
 
 /* One of several images that a convolution reads, and its matrix. */
 typedef struct {

@@ -6,8 +6,8 @@
 
 The library lies in the user's cache folder under a name that says what it was built from, so another source,
 compiler or processor builds another one; one that is there serves without a compiler, too, and one that is damaged is
-built again. Where there is neither, networks run on PyTorch's own operations: the same sums, slower. That is said
-once, in the log, and ``state`` says it to whoever asks.
+built again. Where there is neither, networks run on PyTorch's own operations, and task networks on ONNX Runtime: the
+same sums, slower. That is said once, in the log, and ``state`` says it to whoever asks.
 
 ``METANAS_NATIVE=0`` switches the engine off, ``METANAS_CACHE`` moves the folder, ``CC`` names the compiler.
 """
@@ -29,7 +29,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("engine.c", "description.h", "forward.h", "backward.h", "kernels.h", "passes.h", "pooling.h", "team.h")
+UNITS = ("engine.c", "inference.c")
+SOURCES = (*UNITS, "description.h", "forward.h", "backward.h", "kernels.h", "passes.h", "pooling.h", "team.h")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 300
@@ -87,7 +88,10 @@ def _loaded() -> tuple[ctypes.CDLL | None, State]:
         loaded = _opened(path)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        logger.warning("the native engine cannot be used, PyTorch's slower operations are: %s", reason.strip())
+        logger.warning(
+            "the native engine cannot be used, PyTorch's slower operations are, and ONNX Runtime for Classify: %s",
+            reason.strip(),
+        )
         return None, State(False, reason.strip())
     return loaded, State(True, str(path))
 
@@ -136,7 +140,7 @@ def _built() -> Path:
         raise OSError(f"it cannot be kept in {folder} ({error}); name a folder in METANAS_CACHE that can be") from error
     try:
         subprocess.run(
-            [*command, "-o", str(made), str(_folder / "engine.c"), *LIBRARIES],
+            [*command, "-o", str(made), *(str(_folder / one) for one in UNITS), *LIBRARIES],
             capture_output=True,
             text=True,
             check=True,
@@ -179,4 +183,10 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.metanas_forward.restype = None
     loaded.metanas_backward.argtypes = [pointer, number, number, *[pointer] * 6]
     loaded.metanas_backward.restype = None
+    loaded.metanas_program.argtypes = [*[pointer] * 6, number]
+    loaded.metanas_program.restype = pointer
+    loaded.metanas_program_free.argtypes = [pointer]
+    loaded.metanas_program_free.restype = None
+    loaded.metanas_classify.argtypes = [*[pointer] * 5, number, number]
+    loaded.metanas_classify.restype = None
     return loaded
