@@ -162,7 +162,8 @@ class Networks:
         with self._lock:
             program = self._programs.get(task.tables.key)
             if program is None:
-                program = Program(task.tables, threads=LARGE_THREADS if batch == 1 else 1)
+                threads = LARGE_THREADS if batch == 1 else 1
+                program = Program(task.tables, threads=threads, images=max(1, PROCESSORS // threads))
                 self._programs[task.tables.key] = program
         return _Programmed(program, task.weights, batch=batch, rooms=self._rooms)
 

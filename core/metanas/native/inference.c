@@ -22,6 +22,7 @@
 #include "kernels.h"
 
 #define MOST_HELPERS 3
+#define MOST_CREWS 64
 #define MOST_PHASES 128
 #define NAPS_AFTER 4000 /* tries to get on, before a thread lets others run */
 
@@ -264,85 +265,119 @@ static void take_bands(Run *run) {
 
 /* ---- helpers: threads of the process, which sleep while nothing wants them ---------------------------------------- */
 
-static struct {
+typedef struct Crew Crew;
+
+/* As many threads as one image takes, less the one that brings it. */
+struct Crew {
     pthread_mutex_t lock;
     pthread_cond_t wanted, left;
     int count, inside, is_used;
-    const Run *run; /* what there is to help with */
+    int wanting; /* helpers that the run still takes: each has its own part of the workspace */
+    Run run;     /* what there is to help with, while it is used */
     uint64_t number; /* of the last run that was helped with */
     _Atomic uint64_t next[MOST_PHASES], done[MOST_PHASES];
-} crew = {.lock = PTHREAD_MUTEX_INITIALIZER, .wanted = PTHREAD_COND_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
+};
 
-static void *help(void *number) {
-    const int thread = (int)(intptr_t)number;
+static Crew crews[MOST_CREWS];
+static pthread_mutex_t all_crews = PTHREAD_MUTEX_INITIALIZER;
+static int crew_count;
+
+static void *help(void *argument) {
+    Crew *crew = argument;
     uint64_t seen = 0;
-    pthread_mutex_lock(&crew.lock);
+    pthread_mutex_lock(&crew->lock);
     for (;;) {
-        while (crew.run == NULL || crew.number == seen) pthread_cond_wait(&crew.wanted, &crew.lock);
-        Run run = *crew.run;
-        run.thread = thread;
-        seen = crew.number;
-        crew.inside++;
-        pthread_mutex_unlock(&crew.lock);
+        while (!crew->is_used || crew->number == seen || !crew->wanting) pthread_cond_wait(&crew->wanted, &crew->lock);
+        Run run = crew->run;
+        run.thread = crew->wanting--;
+        seen = crew->number;
+        crew->inside++;
+        pthread_mutex_unlock(&crew->lock);
         take_bands(&run);
-        pthread_mutex_lock(&crew.lock);
-        if (--crew.inside == 0) pthread_cond_broadcast(&crew.left);
+        pthread_mutex_lock(&crew->lock);
+        if (--crew->inside == 0) pthread_cond_broadcast(&crew->left);
     }
     return NULL;
 }
 
 /* Helpers do not live on in a process that was forked. */
-static void forget_crew(void) {
-    memset(&crew, 0, sizeof crew);
-    pthread_mutex_init(&crew.lock, NULL);
-    pthread_cond_init(&crew.wanted, NULL);
-    pthread_cond_init(&crew.left, NULL);
+static void forget_crews(void) {
+    crew_count = 0;
+    pthread_mutex_init(&all_crews, NULL);
 }
 
-static void start_crew(int helpers) {
+static void start_crews(int wanted, int helpers) {
     static int is_known;
-    pthread_mutex_lock(&crew.lock);
-    if (!is_known) is_known = pthread_atfork(NULL, NULL, forget_crew) == 0;
-    pthread_t handle;
-    while (crew.count < helpers && crew.count < MOST_HELPERS && pthread_create(&handle, NULL, help, (void *)(intptr_t)(crew.count + 1)) == 0) {
-        pthread_detach(handle);
-        crew.count++;
+    pthread_mutex_lock(&all_crews);
+    if (!is_known) is_known = pthread_atfork(NULL, NULL, forget_crews) == 0;
+    while (helpers > 0 && crew_count < wanted && crew_count < MOST_CREWS) {
+        Crew *crew = &crews[crew_count];
+        memset(crew, 0, sizeof *crew);
+        pthread_mutex_init(&crew->lock, NULL);
+        pthread_cond_init(&crew->wanted, NULL);
+        pthread_cond_init(&crew->left, NULL);
+        crew_count++;
     }
-    pthread_mutex_unlock(&crew.lock);
+    for (int c = 0; c < crew_count; c++) {
+        Crew *crew = &crews[c];
+        pthread_t handle;
+        while (crew->count < helpers && crew->count < MOST_HELPERS) {
+            if (pthread_create(&handle, NULL, help, crew) != 0) break;
+            pthread_detach(handle);
+            pthread_mutex_lock(&crew->lock);
+            crew->count++;
+            pthread_mutex_unlock(&crew->lock);
+        }
+    }
+    pthread_mutex_unlock(&all_crews);
 }
 
-static void begin(Run *run, uint64_t number) {
+static void begin(Run *run, uint64_t number, _Atomic uint64_t *next, _Atomic uint64_t *done) {
     run->number = number;
+    run->next = next;
+    run->done = done;
     for (int64_t p = 0; p < run->program->sizes.phases; p++) {
-        atomic_store(&run->next[p], number << 32);
-        atomic_store(&run->done[p], number << 32);
+        atomic_store(&next[p], number << 32);
+        atomic_store(&done[p], number << 32);
     }
 }
 
-/* With helpers if they are there and nobody else has them; alone otherwise: slower, not another result. */
-static void run_phases(Run *run, int threads) {
-    pthread_mutex_lock(&crew.lock);
-    int is_helped = threads > 1 && crew.count > 0 && !crew.is_used;
-    if (is_helped) {
-        crew.is_used = 1;
-        run->next = crew.next, run->done = crew.done;
-        begin(run, ++crew.number & UINT32_MAX);
-        crew.run = run;
-        for (int helper = 1; helper < threads; helper++) pthread_cond_signal(&crew.wanted);
+/* A crew that nobody uses, with the run given to it; NULL: there is none. */
+static Crew *helped(Run *run, int threads) {
+    pthread_mutex_lock(&all_crews);
+    int count = threads > 1 ? crew_count : 0;
+    pthread_mutex_unlock(&all_crews);
+    for (int c = 0; c < count; c++) {
+        Crew *crew = &crews[c];
+        pthread_mutex_lock(&crew->lock);
+        int is_free = !crew->is_used && crew->count > 0;
+        if (is_free) {
+            crew->is_used = 1;
+            crew->number = (crew->number + 1) & UINT32_MAX;
+            begin(run, crew->number, crew->next, crew->done);
+            crew->run = *run;
+            crew->wanting = threads - 1;
+            for (int helper = 1; helper < threads; helper++) pthread_cond_signal(&crew->wanted);
+        }
+        pthread_mutex_unlock(&crew->lock);
+        if (is_free) return crew;
     }
-    pthread_mutex_unlock(&crew.lock);
-    if (!is_helped) {
+    return NULL;
+}
+
+/* With helpers where some are free; alone otherwise: slower, not another result. */
+static void run_phases(Run *run, int threads) {
+    Crew *crew = helped(run, threads);
+    if (crew == NULL) {
         _Atomic uint64_t next[MOST_PHASES], done[MOST_PHASES];
-        run->next = next, run->done = done;
-        begin(run, 1);
+        begin(run, 1, next, done);
         take_bands(run);
         return;
     }
     take_bands(run);
-    pthread_mutex_lock(&crew.lock);
-    crew.run = NULL;
-    crew.is_used = 0;
-    pthread_mutex_unlock(&crew.lock);
+    pthread_mutex_lock(&crew->lock);
+    crew->is_used = 0;
+    pthread_mutex_unlock(&crew->lock);
 }
 
 /* ---- what Python calls ------------------------------------------------------------------------------------------- */
@@ -353,9 +388,10 @@ static void *copied(const void *from, size_t bytes) {
     return to;
 }
 
-/* Tables of 64-bit numbers, as the structures above. NULL: more than there is room for. */
+/* Tables of 64-bit numbers, as the structures above; with how many helpers an image is run, and how many images at a
+ * time. */
 Program *metanas_program(const int64_t *sizes, const int64_t *images, const int64_t *steps, const int64_t *places,
-                         const int64_t *phases, const int64_t *parts, int helpers) {
+                         const int64_t *phases, const int64_t *parts, int helpers, int at_once) {
     Program *program = calloc(1, sizeof *program);
     Sizes *size = &program->sizes;
     memcpy(size, sizes, sizeof *size);
@@ -370,15 +406,17 @@ Program *metanas_program(const int64_t *sizes, const int64_t *images, const int6
         if (floats > longest) longest = floats;
     }
     program->nothing = calloc(longest, sizeof(float));
-    start_crew(helpers);
+    start_crews(at_once, helpers);
     return program;
 }
 
 void metanas_program_free(Program *program) {
     if (program == NULL) return;
-    pthread_mutex_lock(&crew.lock);
-    while (crew.inside) pthread_cond_wait(&crew.left, &crew.lock);
-    pthread_mutex_unlock(&crew.lock);
+    for (int c = 0; c < crew_count; c++) { /* helpers that came late look at it once more */
+        pthread_mutex_lock(&crews[c].lock);
+        while (crews[c].inside) pthread_cond_wait(&crews[c].left, &crews[c].lock);
+        pthread_mutex_unlock(&crews[c].lock);
+    }
     free(program->image);
     free(program->step);
     free(program->place);

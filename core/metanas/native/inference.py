@@ -67,17 +67,18 @@ class Tables:
 class Program:
     """Safe to share between threads; runs at the same time need workspaces of their own."""
 
-    def __init__(self, tables: Tables, *, threads: int) -> None:
+    def __init__(self, tables: Tables, *, threads: int, images: int = 1) -> None:
         """Make tables ready to run; the engine has to be there.
 
         Args:
-            threads: for one image, at most four: this one, and helpers that all programs share.
+            threads: for one image, at most four: that which runs it, and helpers that all programs share.
+            images: at a time, for which there are helpers; further ones are run by one thread.
         """
         engine = library()
         assert engine is not None
         self._engine, self._tables, self._threads = engine, tables, threads
         given = (tables.sizes, tables.images, tables.steps, tables.places, tables.phases, tables.parts)
-        self._handle = engine.metanas_program(*(table.ctypes.data for table in given), threads - 1)
+        self._handle = engine.metanas_program(*(table.ctypes.data for table in given), threads - 1, images)
 
     def __del__(self) -> None:
         if handle := getattr(self, "_handle", None):
