@@ -173,7 +173,7 @@ def throughput_rows(found: Share, rates: Rates) -> list[Row]:
     return [
         Row(
             what=f"Classify throughput, batch 1, {CALLERS} concurrent callers, against ONNX Runtime alone on the "
-            "exported file (the server runs it with its channels padded)",
+            "exported file (the server runs it on its engine)",
             measured=(
                 f"{100 * share:.0f} % (median of {len(found.served)} rounds, {100 * min(found.shares):.0f} to "
                 f"{100 * max(found.shares):.0f}; {served.calls_per_second:.0f} of "
