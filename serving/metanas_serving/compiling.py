@@ -31,8 +31,9 @@ _HEAD = ("GlobalAveragePool", "Flatten", "ReduceL2", "Max", "Div", "Gemm")
 
 # Weights begin where a line of the cache begins.
 _ALIGNED = 16
-# Lines of an image that a thread makes at a time.
+# Lines of an image that a thread makes at a time, and the bands that there are to be at least.
 _BAND_LINES = 4
+_LEAST_BANDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +476,8 @@ def _phased(steps: list[_Step]) -> list[list[int]]:
     phases: list[list[int]] = []
     left, steps[:] = list(steps), []
     while left:
-        bands = max(1, left[0].out.height // _BAND_LINES)
+        height = left[0].out.height
+        bands = max(height // _BAND_LINES, min(height, _LEAST_BANDS))
         waiting: list[_Step] = []
         made: set[_Image | None] = set()
         for step in left:

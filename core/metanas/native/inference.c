@@ -245,21 +245,34 @@ static void rest(int *tries) {
 #endif
 }
 
+/* The next band of a phase that nobody has taken, or -1; -2: the run is over. One thread takes the first ones and another
+ * the last, of every phase, so that each finds near what it made before. */
+static int64_t next_band(const Run *run, int64_t p) {
+    const uint64_t bands = (uint64_t)run->program->phase[p].bands, is_last = run->thread & 1;
+    uint64_t next = atomic_load(&run->next[p]);
+    for (;;) {
+        uint64_t first = next & 0xffff, last = next >> 16 & 0xffff; /* taken from either end */
+        if (next >> 32 != run->number) return -2;
+        if (first + last >= bands) return -1;
+        if (atomic_compare_exchange_weak(&run->next[p], &next, next + (is_last ? 1 << 16 : 1)))
+            return (int64_t)(is_last ? bands - 1 - last : first);
+    }
+}
+
 /* Take bands until all are done, or the run is over. */
 static void take_bands(Run *run) {
     for (int64_t p = 0; p < run->program->sizes.phases; p++) {
         const Phase *phase = &run->program->phase[p];
-        uint64_t start = run->number << 32, end = start + (uint64_t)phase->bands, next = atomic_load(&run->next[p]);
-        while (next >= start && next < end) {
-            if (!atomic_compare_exchange_weak(&run->next[p], &next, next + 1)) continue;
-            run_band(run, phase, (int64_t)(next - start));
+        int64_t band;
+        while ((band = next_band(run, p)) >= 0) {
+            run_band(run, phase, band);
             atomic_fetch_add(&run->done[p], 1);
-            next = atomic_load(&run->next[p]);
         }
-        if (next < start || next > end) return; /* of another run */
+        if (band == -2) return;
+        const uint64_t end = run->number << 32 | (uint64_t)phase->bands;
         uint64_t done;
-        for (int tries = 0; (done = atomic_load(&run->done[p])) >= start && done < end;) rest(&tries);
-        if (done != end) return;
+        for (int tries = 0; (done = atomic_load(&run->done[p])) != end; rest(&tries))
+            if (done >> 32 != run->number) return;
     }
 }
 
