@@ -24,7 +24,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from metanas.native.inference import LANES, MOST_LINE_FLOATS, MOST_PHASES, MOST_TAPS, Floats, Kind, Tables, aligned
+from metanas.native.inference import (
+    LANES,
+    MOST_LINE_FLOATS,
+    MOST_PHASES,
+    MOST_TAPS,
+    Floats,
+    Kind,
+    Tables,
+    aligned,
+    packed_columns,
+)
 from metanas_serving.widening import UnknownGraphError
 
 _HEAD = ("GlobalAveragePool", "Flatten", "ReduceL2", "Max", "Div", "Gemm")
@@ -311,7 +321,8 @@ class _Walk:
         """Note a convolution's result; in equal parts where it has more channels than two registers hold."""
         (term,) = value.terms
         count = -(-value.channels // LANES)
-        if count == 1 or value.channels % count or term.kind is not Kind.CONVOLUTION:
+        is_dense = term.kind is Kind.CONVOLUTION
+        if count == 1 or value.channels % count or not is_dense or not self._is_read_in_parts(name):
             self._values[name] = value
             return
         size = value.channels // count
@@ -324,11 +335,19 @@ class _Walk:
             self._values[part_name] = _Value(size, value.height, value.width, terms=[one], offset=offset)
             self._readers[part_name] = self._readers[name]
 
+    def _is_read_in_parts(self, name: str) -> bool:
+        """Whether all that reads a tensor multiplies it by matrices, rectified or not."""
+        return all(
+            self._is_read_in_parts(node.output[0]) if node.op_type == "Relu" else _is_dense(node)
+            for node in self._readers[name]
+        )
+
     def _pool(self, node: onnx.NodeProto) -> None:
         attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         strides = attributes.get("strides", [1, 1])
         as_usual = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [strides[0]] * 2, "count_include_pad": 0}
-        if any(value != as_usual.get(name) for name, value in attributes.items()):
+        is_told = {"kernel_shape", "pads"} <= attributes.keys()
+        if not is_told or any(value != as_usual.get(name) for name, value in attributes.items()):
             raise UnknownGraphError(f"{node.name} is a pooling of {attributes}")
         source = self._image(node.input[0])
         kind = Kind.MAXIMUM if node.op_type == "MaxPool" else Kind.MEAN
@@ -337,8 +356,8 @@ class _Walk:
         self._values[node.output[0]] = _Value(source.channels, height, width, terms=[term])
 
     def _mul(self, node: onnx.NodeProto) -> None:
-        gain = self._constant(node)
         terms, offset, value = self._terms(node.input[0])
+        gain = self._constant(node, value.channels)
         for term in terms:
             term.scale(gain)
         offset = None if offset is None else offset * gain
@@ -350,7 +369,7 @@ class _Walk:
         others: list[_Term] = []
         other: Floats | None = None
         if second in self._given:
-            other = self._constant(node)
+            other = self._constant(node, value.channels)
         else:
             others, other, like = self._terms(second)
             if (like.channels, like.height, like.width) != (value.channels, value.height, value.width):
@@ -361,16 +380,22 @@ class _Walk:
             value.channels, value.height, value.width, terms=[*terms, *others], offset=offset
         )
 
-    def _constant(self, node: onnx.NodeProto) -> Floats:
-        if node.input[1] not in self._given:
-            raise UnknownGraphError(f"{node.name} multiplies two tensors")
-        return self._given[node.input[1]].reshape(-1)
+    def _constant(self, node: onnx.NodeProto, channels: int) -> Floats:
+        given = self._given.get(node.input[1])
+        if given is None or given.shape != (channels, 1, 1):
+            raise UnknownGraphError(f"{node.name} has no number for each of {channels} channels")
+        return given.reshape(-1)
 
     def _relu(self, node: onnx.NodeProto) -> None:
         self._rectified[node.output[0]] = node.input[0]
 
     def _concat(self, node: onnx.NodeProto) -> None:
         self._concats[node.output[0]] = list(node.input)
+
+
+def _is_dense(node: onnx.NodeProto) -> bool:
+    groups = [helper.get_attribute_value(one) for one in node.attribute if one.name == "group"]
+    return node.op_type == "Conv" and groups in ([], [1])
 
 
 class _Pack:
@@ -396,7 +421,7 @@ class _Pack:
     def matrix(self, values: Floats) -> int:
         """The same, as products of matrices read it: the columns of two registers after those of the two before."""
         wide = _wide(values)
-        return self.add(wide.reshape(len(wide), -1, LANES).swapaxes(0, 1))
+        return self.add(wide.reshape(len(wide), -1, packed_columns()).swapaxes(0, 1))
 
     def whole(self) -> Floats:
         """All that was added."""

@@ -138,7 +138,7 @@ def _small_colour(data: bytes) -> NDArray[np.uint8] | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > _SMALL_PIXELS or colours != "YCbCr":
+        if height * width > _SMALL_PIXELS or max(height, width) > MAX_SIDE_PIXELS or colours != "YCbCr":
             return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
     except Exception:  # ValueError, KeyError; Pillow's message is the one that callers get

@@ -4,6 +4,8 @@ import gc
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +23,7 @@ from metanas.space import DEFAULT_OPERATIONS, NO_CELLS, ConvBlocks, EdgeOperatio
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving import network as network_module
+from metanas_serving.compiling import compiled
 from metanas_serving.network import ENGINE, Networks
 from metanas_serving.widening import UnknownGraphError, widened
 
@@ -70,6 +73,14 @@ SPACES = {
         SearchSpace(channels=5, cells=2, reduction_cells=(0,), nodes=2),
         with_poolings(),
     ),
+    "more channels than two registers hold": (
+        SearchSpace(channels=34, cells=2, reduction_cells=(1,), nodes=2, inputs_per_node=7),
+        every_operation(),
+    ),
+    "an odd number of more channels than two registers hold": (
+        SearchSpace(channels=33, cells=1, reduction_cells=(), nodes=1, inputs_per_node=7),
+        Genotype(normal=every_operation().normal[:1], reduction=every_operation().normal[:1]),
+    ),
     "plain blocks": (ConvBlocks(filters=8), NO_CELLS),
     "plain blocks that end in 7 x 7": (ConvBlocks(filters=5, blocks=2), NO_CELLS),
 }
@@ -102,6 +113,51 @@ def runs_on(request, monkeypatch):
     if request.param == "runtime":
         monkeypatch.setattr(native, "state", lambda: native.State(False, "switched off by a test"))
     return request.param
+
+
+@pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
+def test_processors_with_narrower_registers_score_as_the_file_does(learn, flag, tmp_path):
+    name = "halves of channels that fill blocks, an odd size halved"
+    (tmp_path / "task.onnx").write_bytes(learn(name))
+    np.save(tmp_path / "inputs.npy", noise(5))
+    program = (
+        "import sys, numpy as np; from metanas_serving.network import Networks; from pathlib import Path\n"
+        "folder = Path(sys.argv[1]); file = (folder / 'task.onnx').read_bytes()\n"
+        "network = Networks(['CPUExecutionProvider']).load(file)\n"
+        "print(*network.providers); np.save(folder / 'scores.npy', network.run(np.load(folder / 'inputs.npy')))"
+    )
+    environment = {**os.environ, "CC": f"{os.environ.get('CC', 'cc')} {flag}", "METANAS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [ENGINE], done.stderr
+    expected = as_it_is(learn(name), noise(5))
+    np.testing.assert_allclose(
+        np.load(tmp_path / "scores.npy"), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+def test_inputs_of_another_size_or_type_are_refused(learn):
+    network = Networks(CPU).load(learn("with a scale and a shift"))
+    for inputs in (noise(2)[:, :, :20, :20].copy(), noise(2).astype(np.float64), noise(2)[..., ::-1]):
+        with pytest.raises(ValueError, match="the network takes contiguous float32 of \\('images', 1, 28, 28\\)"):
+            network.run(inputs)
+
+
+@pytest.mark.parametrize("change", ["one gain for all channels", "a pooling without padding"])
+def test_a_graph_that_the_engine_has_no_rule_for_is_not_compiled(learn, change):
+    model = onnx.load_model_from_string(learn("a convolution and a pooling, two poolings"))
+    if change == "one gain for all channels":
+        gain = next(node.input[1] for node in model.graph.node if node.op_type == "Mul")
+        constant = next(one for one in model.graph.initializer if one.name == gain)
+        constant.CopyFrom(numpy_helper.from_array(np.full((1, 1, 1), 0.5, dtype=np.float32), gain))
+        said = "has no number for each of 5 channels"
+    else:
+        pool = next(node for node in model.graph.node if node.op_type == "MaxPool")
+        del pool.attribute[[one.name for one in pool.attribute].index("pads")]
+        said = "is a pooling of"
+    with pytest.raises(UnknownGraphError, match=said):
+        compiled(model)
 
 
 def as_it_is(file, inputs):

@@ -401,6 +401,9 @@ static void *copied(const void *from, size_t bytes) {
     return to;
 }
 
+/* Columns of a matrix that are packed together: as many as two registers hold. */
+int metanas_columns(void) { return PAIR; }
+
 /* Tables of 64-bit numbers, as the structures above; with how many helpers an image is run, and how many images at a
  * time. */
 Program *metanas_program(const int64_t *sizes, const int64_t *images, const int64_t *steps, const int64_t *places,
@@ -425,7 +428,10 @@ Program *metanas_program(const int64_t *sizes, const int64_t *images, const int6
 
 void metanas_program_free(Program *program) {
     if (program == NULL) return;
-    for (int c = 0; c < crew_count; c++) { /* helpers that came late look at it once more */
+    pthread_mutex_lock(&all_crews);
+    int count = crew_count;
+    pthread_mutex_unlock(&all_crews);
+    for (int c = 0; c < count; c++) { /* helpers that came late look at it once more */
         pthread_mutex_lock(&crews[c].lock);
         while (crews[c].inside) pthread_cond_wait(&crews[c].left, &crews[c].lock);
         pthread_mutex_unlock(&crews[c].lock);

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from metanas.native.library import library
 
 LANES = 32
-"""Channels are padded to a multiple of this: two registers of the widest kind."""
+"""Channels are padded to a multiple of this: what two registers of the widest kind hold."""
 MOST_PHASES = 128
 MOST_TAPS = 32
 MOST_LINE_FLOATS = 65_536
@@ -24,6 +24,13 @@ MOST_LINE_FLOATS = 65_536
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
+
+
+def packed_columns() -> int:
+    """Columns of a matrix that lie together: two registers of this processor hold them. The engine has to be there."""
+    engine = library()
+    assert engine is not None
+    return int(engine.metanas_columns())
 
 
 def aligned(floats: int) -> Floats:
@@ -77,6 +84,8 @@ class Program:
         engine = library()
         assert engine is not None
         self._engine, self._tables, self._threads = engine, tables, threads
+        height, width, channels, *_ = tables.images[tables.steps[0][1]].tolist()
+        self._input_shape = (channels, height, width)
         given = (tables.sizes, tables.images, tables.steps, tables.places, tables.phases, tables.parts)
         self._handle = engine.metanas_program(*(table.ctypes.data for table in given), threads - 1, images)
 
@@ -105,11 +114,17 @@ class Program:
         Args:
             weights: as the tables place them.
             room: ``work_floats``, of ``aligned``, for this run alone.
-            inputs: ``(images, channels, height, width)``.
-            logits: ``(images, classes)``; gets them.
+            inputs: float32 ``(images, channels, height, width)``, contiguous.
+            logits: float32 ``(images, classes)``; gets them.
+
+        Raises:
+            ValueError: the inputs are of another size or type.
         """
-        assert inputs.flags.c_contiguous
-        assert inputs.dtype == logits.dtype == np.float32
+        if inputs.shape[1:] != self._input_shape or inputs.dtype != np.float32 or not inputs.flags.c_contiguous:
+            raise ValueError(
+                f"inputs are {inputs.dtype} of {inputs.shape}; the network takes contiguous float32 of "
+                f"{('images', *self._input_shape)}"
+            )
         self._engine.metanas_classify(
             self._handle,
             weights.ctypes.data,

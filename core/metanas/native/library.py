@@ -183,6 +183,8 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.metanas_forward.restype = None
     loaded.metanas_backward.argtypes = [pointer, number, number, *[pointer] * 6]
     loaded.metanas_backward.restype = None
+    loaded.metanas_columns.argtypes = []
+    loaded.metanas_columns.restype = number
     loaded.metanas_program.argtypes = [*[pointer] * 6, number, number]
     loaded.metanas_program.restype = pointer
     loaded.metanas_program_free.argtypes = [pointer]
