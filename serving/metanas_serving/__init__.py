@@ -22,7 +22,7 @@
     store        learnt tasks, kept: ``record`` says in what, ``index_sqlite`` and ``weights`` keep it in a folder
                  (``local_store``), ``index_objects`` under a URL (``objects``); ``housekeeping`` looks after it
     engine       networks of the tasks that were asked last: ``network`` runs one, on the compiled engine as a
-                 program of ``compiling`` or on ONNX Runtime with a graph of ``widening`` (``blocks``);
+                 program of ``compiling`` (``planning``) or on ONNX Runtime with a graph of ``widening`` (``blocks``);
                  ``batching`` runs concurrent calls together
     processors   which processors threads run on (``placing``, ``truce``); ``polling`` who reads what callers send
 

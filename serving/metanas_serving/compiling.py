@@ -7,51 +7,28 @@ What the graph says one after another is said here as few steps on lines of imag
 * a sum is one image, to which each of its terms adds; what multiplies a term is multiplied into its weights;
 * a ReLU is done by the step before it, to the image or to a copy of it, whichever is read;
 * a concatenation is read part by part, and never made;
-* taps of a kernel that are zero are left out;
-* steps are brought into phases, and images into memory that others do not need any more.
+* taps of a kernel that are zero are left out.
+
+What becomes of the steps is ``planning``'s.
 
 The function stays the same, to rounding. Knows ONNX and the graphs of ``metanas_export.graph``; no runtime.
 """
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from metanas.native.inference import (
-    LANES,
-    MOST_LINE_FLOATS,
-    MOST_PHASES,
-    MOST_TAPS,
-    Floats,
-    Kind,
-    Tables,
-    aligned,
-    packed_columns,
-)
+from metanas.native.inference import LANES, MOST_TAPS, Floats, Kind
+from metanas_serving.planning import Compiled, Image, Pack, Step, Term, planned
 from metanas_serving.widening import UnknownGraphError
 
 _HEAD = ("GlobalAveragePool", "Flatten", "ReduceL2", "Max", "Div", "Gemm")
-
-# Weights begin where a line of the cache begins.
-_ALIGNED = 16
-# Lines of an image that a thread makes at a time, and the bands that there are to be at least.
-_BAND_LINES = 4
-_LEAST_BANDS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A task's network."""
-
-    tables: Tables
-    weights: Floats
 
 
 def compiled(model: onnx.ModelProto) -> Compiled:
@@ -74,93 +51,16 @@ def compiled(model: onnx.ModelProto) -> Compiled:
 
 
 @dataclass(eq=False, slots=True)
-class _Image:
-    """What steps make and read."""
-
-    channels: int
-    height: int
-    width: int
-    pad: int = 0
-    band_lines: int = 0
-    """That there are of it at a time; 0: all."""
-    first_phase: int = -1
-    last_phase: int = -1
-    place: int = 0
-
-    @property
-    def lanes(self) -> int:
-        return _lanes(self.channels)
-
-    @property
-    def line_floats(self) -> int:
-        return (self.width + 2 * self.pad) * self.lanes
-
-    @property
-    def floats(self) -> int:
-        """That there are of it at a time."""
-        return (self.band_lines or self.height) * self.line_floats
-
-
-@dataclass(eq=False, slots=True)
-class _Term:
-    """What is added to an image: one step."""
-
-    kind: Kind
-    sources: list[_Image]
-    stride: int = 1
-    across: int = 1
-    """The stride along a line."""
-    taps: list[tuple[_Image, int, int, Floats]] = field(default_factory=list)
-    """Source, lines and pixels from the middle, matrix ``(channels, output channels)``."""
-    kernel: int = 0
-    dilation: int = 1
-    gain: Floats | None = None
-    """Of each channel; of a depthwise kernel ``(taps, channels)``."""
-    offset: Floats | None = None
-
-    def scale(self, gain: Floats) -> None:
-        """Multiply all that it adds."""
-        if self.kind is Kind.CONVOLUTION:
-            self.taps = [(*where, matrix * gain) for *where, matrix in self.taps]  # type: ignore[misc]
-        else:
-            self.gain = gain if self.gain is None else self.gain * gain
-
-    def lines(self, first: int, last: int) -> Iterator[tuple[_Image, int, int]]:
-        """Which lines of its sources it reads for some of its own."""
-        if self.kind is Kind.CONVOLUTION:
-            reach = {source: [dy for one, dy, _, _ in self.taps if one is source] for source in self.sources}
-        else:
-            half = {Kind.DEPTHWISE: self.kernel // 2 * self.dilation, Kind.AFFINE: 0}.get(self.kind, 1)
-            reach = {source: [-half, half] for source in self.sources}
-        for source, offsets in reach.items():
-            begin, end = first * self.stride + min(offsets), (last - 1) * self.stride + max(offsets) + 1
-            yield source, max(0, begin), min(source.height, end)
-
-
-@dataclass(eq=False, slots=True)
-class _Step:
-    """A term and where it goes."""
-
-    term: _Term
-    out: _Image
-    adds: bool
-    is_rectified: bool = False
-    copy: _Image | None = None
-    """Gets the rectified image."""
-    phase: int = 0
-
-
-@dataclass(eq=False, slots=True)
 class _Value:
     """A tensor of the graph: terms that are not added up yet, or images."""
 
     channels: int
     height: int
     width: int
-    terms: list[_Term] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
     offset: Floats | None = None
-    raw: _Image | None = None
-    rectified: _Image | None = None
+    raw: Image | None = None
+    rectified: Image | None = None
 
     @property
     def is_made(self) -> bool:
@@ -178,11 +78,11 @@ class _Walk:
                 self._readers[name].append(node)
         image = model.graph.input[0]
         channels, height, width = (size.dim_value for size in image.type.tensor_type.shape.dim[1:])
-        self._input = _Image(channels, height, width)
+        self._input = Image(channels, height, width)
         self._values = {image.name: _Value(channels, height, width, raw=self._input)}
         self._rectified: dict[str, str] = {}
         self._concats: dict[str, list[str]] = {}
-        self._steps = [_Step(_Term(Kind.INPUT, []), self._input, adds=False)]
+        self._steps = [Step(Term(Kind.INPUT, []), self._input, adds=False)]
 
     def take(self, node: onnx.NodeProto) -> None:
         """Add what becomes of a node."""
@@ -206,29 +106,29 @@ class _Walk:
         weight, bias = self._given[scores.input[1]], self._given[scores.input[2]]
         if len({part.channels for part in parts}) != 1 or weight.shape[1] != sum(part.channels for part in parts):
             raise UnknownGraphError(f"{scores.name} scores {weight.shape[1]} features")
-        pack = _Pack()
+        pack = Pack()
         head = pack.add(weight), pack.add(np.append(bias, self._given[at_least.input[1]]))
-        return _tabled(self._steps, parts, pack, head=head, classes=len(bias))
+        return planned(self._steps, parts, pack, head=head, classes=len(bias))
 
     def _value(self, name: str) -> _Value:
         if name not in self._values:
             raise UnknownGraphError(f"{name} is not calculated from the images alone")
         return self._values[name]
 
-    def _images(self, name: str) -> list[_Image]:
+    def _images(self, name: str) -> list[Image]:
         """The images that a tensor consists of, made now at the latest."""
         if name in self._rectified:
             source = self._rectified[name]
             return [self._made(part, is_rectified=True) for part in self._concats.get(source, [source])]
         return [self._made(part, is_rectified=False) for part in self._concats.get(name, [name])]
 
-    def _image(self, name: str) -> _Image:
+    def _image(self, name: str) -> Image:
         images = self._images(name)
         if len(images) != 1:
             raise UnknownGraphError(f"{name}, of several parts, is read by what reads one")
         return images[0]
 
-    def _made(self, name: str, *, is_rectified: bool) -> _Image:
+    def _made(self, name: str, *, is_rectified: bool) -> Image:
         value = self._value(name)
         if not value.is_made:
             self._make(name, value)
@@ -240,16 +140,16 @@ class _Walk:
         """Add a value up."""
         kinds = set(self._kinds_of_readers(name))
         if "Relu" in kinds:
-            value.rectified = _Image(value.channels, value.height, value.width)
+            value.rectified = Image(value.channels, value.height, value.width)
         if kinds != {"Relu"}:
-            value.raw = _Image(value.channels, value.height, value.width)
+            value.raw = Image(value.channels, value.height, value.width)
         out = value.raw or value.rectified
         assert out is not None
         # Kernels that read nothing of the sum before it are quickest first.
         terms = sorted(value.terms, key=lambda term: term.kind is not Kind.CONVOLUTION)
         terms[-1].offset = value.offset
         for term in terms:
-            self._steps.append(_Step(term, out, adds=term is not terms[0]))
+            self._steps.append(Step(term, out, adds=term is not terms[0]))
         self._steps[-1].is_rectified = value.raw is None
         self._steps[-1].copy = value.rectified if value.raw is not None else None
 
@@ -260,12 +160,12 @@ class _Walk:
             else:
                 yield node.op_type
 
-    def _terms(self, name: str) -> tuple[list[_Term], Floats | None, _Value]:
+    def _terms(self, name: str) -> tuple[list[Term], Floats | None, _Value]:
         """A tensor as terms of a sum: its own where nobody else wants them."""
         value = self._value(name)
         if not value.is_made and len(self._readers[name]) == 1:
             return value.terms, value.offset, value
-        return [_Term(Kind.AFFINE, [self._image(name)])], None, value
+        return [Term(Kind.AFFINE, [self._image(name)])], None, value
 
     def _conv(self, node: onnx.NodeProto) -> None:
         attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
@@ -281,7 +181,7 @@ class _Walk:
         ]
         offset = self._given[node.input[2]] if len(node.input) > 2 else None
         if attributes.get("group", 1) == 1:
-            term = _Term(Kind.CONVOLUTION, sources, stride=strides[0], across=strides[1])
+            term = Term(Kind.CONVOLUTION, sources, stride=strides[0], across=strides[1])
             first = 0
             for one in sources:
                 for y in range(height):
@@ -301,7 +201,7 @@ class _Walk:
             if pads != [reach] * 4 or strides[0] != strides[1] or dilations[0] != dilations[1]:
                 raise UnknownGraphError(f"{node.name} has pads of {pads}")
             kernel = np.ascontiguousarray(given.reshape(source.channels, -1).T)
-            term = _Term(
+            term = Term(
                 Kind.DEPTHWISE,
                 sources,
                 stride=strides[0],
@@ -351,7 +251,7 @@ class _Walk:
             raise UnknownGraphError(f"{node.name} is a pooling of {attributes}")
         source = self._image(node.input[0])
         kind = Kind.MAXIMUM if node.op_type == "MaxPool" else Kind.MEAN
-        term = _Term(kind, [source], stride=strides[0], across=strides[0])
+        term = Term(kind, [source], stride=strides[0], across=strides[0])
         height, width = (-(-size // strides[0]) for size in (source.height, source.width))
         self._values[node.output[0]] = _Value(source.channels, height, width, terms=[term])
 
@@ -366,7 +266,7 @@ class _Walk:
     def _add(self, node: onnx.NodeProto) -> None:
         first, second = node.input
         terms, offset, value = self._terms(first)
-        others: list[_Term] = []
+        others: list[Term] = []
         other: Floats | None = None
         if second in self._given:
             other = self._constant(node, value.channels)
@@ -396,183 +296,3 @@ class _Walk:
 def _is_dense(node: onnx.NodeProto) -> bool:
     groups = [helper.get_attribute_value(one) for one in node.attribute if one.name == "group"]
     return node.op_type == "Conv" and groups in ([], [1])
-
-
-class _Pack:
-    """Weights, one behind another."""
-
-    def __init__(self) -> None:
-        self._pieces: list[Floats] = []
-        self._size = 0
-
-    def add(self, values: Floats) -> int:
-        """Where they lie."""
-        place, size = self._size, -(-values.size // _ALIGNED) * _ALIGNED
-        piece = np.zeros(size, dtype=np.float32)
-        piece[: values.size] = values.reshape(-1)
-        self._pieces.append(piece)
-        self._size += size
-        return place
-
-    def channels(self, values: Floats | None) -> int:
-        """The same, with channels, the last dimension, padded; -1: there are none."""
-        return -1 if values is None else self.add(_wide(values))
-
-    def matrix(self, values: Floats) -> int:
-        """The same, as products of matrices read it: the columns of two registers after those of the two before."""
-        wide = _wide(values)
-        return self.add(wide.reshape(len(wide), -1, packed_columns()).swapaxes(0, 1))
-
-    def whole(self) -> Floats:
-        """All that was added."""
-        return np.concatenate(self._pieces, out=aligned(self._size)[: self._size])
-
-
-def _lanes(channels: int) -> int:
-    return -(-channels // LANES) * LANES
-
-
-def _wide(values: Floats) -> Floats:
-    wide = np.zeros((*values.shape[:-1], _lanes(values.shape[-1])), dtype=np.float32)
-    wide[..., : values.shape[-1]] = values
-    return wide
-
-
-def _tabled(steps: list[_Step], parts: list[_Image], pack: _Pack, *, head: tuple[int, int], classes: int) -> Compiled:
-    phases = _phased(steps)
-    images = list(dict.fromkeys(image for step in steps for image in (step.out, step.copy) if image is not None))
-    for part in parts:
-        part.last_phase = len(phases)
-    if any(image.line_floats > MOST_LINE_FLOATS for image in images) or len(phases) > MOST_PHASES:
-        raise UnknownGraphError(f"the network has {len(phases)} phases on lines of {images[0].width} pixels")
-    shared_floats, band_floats = _placed(images, phases)
-    number = {image: index for index, image in enumerate(images)}
-    rows, places = list[list[int]](), list[list[int]]()
-    for step in steps:
-        term = step.term
-        is_dense = term.kind is Kind.CONVOLUTION
-        first_tap = len(places)
-        if is_dense:
-            places += [[number[source], dy, dx, pack.matrix(matrix)] for source, dy, dx, matrix in term.taps]
-        rows.append(
-            [
-                term.kind,
-                number[step.out],
-                -1 if step.copy is None else number[step.copy],
-                step.adds,
-                step.is_rectified,
-                term.stride,
-                term.across,
-                number[term.sources[0]] if term.sources and not is_dense else -1,
-                pack.channels(term.offset),
-                -1 if is_dense else pack.channels(term.gain),
-                first_tap,
-                len(term.taps),
-                term.kernel,
-                term.dilation,
-            ]
-        )
-    bounds = [
-        [image.height, image.width, image.channels, image.lanes, image.pad, image.place, image.band_lines > 0]
-        for image in images
-    ]
-    sizes = [len(images), len(steps), len(places), len(phases), len(parts), shared_floats, band_floats]
-    sizes += [classes, parts[0].channels, *head]
-    tables = Tables(
-        sizes=_numbers(sizes),
-        images=_numbers(bounds),
-        steps=_numbers(rows),
-        places=_numbers(places),
-        phases=_numbers(phases),
-        parts=_numbers([number[part] for part in parts]),
-        shared_floats=shared_floats,
-        band_floats=band_floats,
-        classes=classes,
-    )
-    return Compiled(tables, pack.whole())
-
-
-def _numbers(table: Sequence[int] | Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    return np.array(table, dtype=np.int64)
-
-
-def _phased(steps: list[_Step]) -> list[list[int]]:
-    """Put steps into phases: first, last, bands. Each comes as early as it may, so that what it reads is near."""
-    phases: list[list[int]] = []
-    left, steps[:] = list(steps), []
-    while left:
-        height = left[0].out.height
-        bands = max(height // _BAND_LINES, min(height, _LEAST_BANDS))
-        waiting: list[_Step] = []
-        made: set[_Image | None] = set()
-        for step in left:
-            # A sum is added up in order: those that add to what waits wait too.
-            waits = {image for one in waiting for image in (one.out, one.copy)}
-            if (
-                step.out in waits
-                or any(source in waits for source in step.term.sources)
-                or not _fits(step, made, bands)
-            ):
-                waiting.append(step)
-                continue
-            step.phase = len(phases)
-            made |= {step.out, step.copy}
-            steps.append(step)
-        phases.append([len(steps) - len(left) + len(waiting), len(steps), bands])
-        left = waiting
-    for step in steps:
-        for image in (step.out, step.copy):
-            if image is not None:
-                if image.first_phase < 0:
-                    image.first_phase = step.phase
-                image.last_phase = step.phase
-        for source in step.term.sources:
-            source.last_phase = max(source.last_phase, step.phase)
-    return phases
-
-
-def _fits(step: _Step, made: set["_Image | None"], bands: int) -> bool:
-    """Whether all that a step reads of what its phase makes lies in its own band."""
-    height = step.out.height
-    return all(
-        source not in made or (band * source.height // bands <= begin and end <= (band + 1) * source.height // bands)
-        for band in range(bands)
-        if (first := band * height // bands) < (last := (band + 1) * height // bands)
-        for source, begin, end in step.term.lines(first, last)
-    )
-
-
-def _placed(images: list[_Image], phases: list[list[int]]) -> tuple[int, int]:
-    """Give images room that none of the same phases has.
-
-    Returns:
-        Floats that all threads share, and those of each.
-    """
-    wholes, passing = list[_Image](), list[_Image]()
-    for image in images:
-        if image.first_phase == image.last_phase:
-            image.band_lines = -(-image.height // phases[image.first_phase][2])
-            passing.append(image)
-        else:
-            wholes.append(image)
-    return _fitted(wholes), _fitted(passing)
-
-
-def _fitted(images: list[_Image]) -> int:
-    done: list[_Image] = []
-    whole = 0
-    for image in sorted(images, key=lambda image: -image.floats):
-        others = sorted(
-            (one.place, one.place + one.floats)
-            for one in done
-            if one.first_phase <= image.last_phase and image.first_phase <= one.last_phase
-        )
-        end = 0
-        for begin, beyond in others:
-            if begin - end >= image.floats:
-                break
-            end = max(end, beyond)
-        image.place = end
-        whole = max(whole, end + image.floats)
-        done.append(image)
-    return whole

@@ -36,7 +36,8 @@ from onnx import helper, numpy_helper
 from metanas import native
 from metanas.native.inference import Program, aligned
 from metanas_serving.blocks import Floats
-from metanas_serving.compiling import Compiled, compiled
+from metanas_serving.compiling import compiled
+from metanas_serving.planning import Compiled
 from metanas_serving.processors import PROCESSORS, away
 from metanas_serving.widening import FEATURES, Head, UnknownGraphError, widened
 
