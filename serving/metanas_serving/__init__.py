@@ -21,9 +21,9 @@
                  ``work`` what passes between the two
     store        learnt tasks, kept: ``record`` says in what, ``index_sqlite`` and ``weights`` keep it in a folder
                  (``local_store``), ``index_objects`` under a URL (``objects``); ``housekeeping`` looks after it
-    engine       networks of the tasks that were asked last: ``network`` runs one, on the compiled engine as a
-                 program of ``compiling`` (``planning``) or on ONNX Runtime with a graph of ``widening`` (``blocks``);
-                 ``batching`` runs concurrent calls together
+    engine       networks of the tasks that were asked last: ``networks`` loads a ``network`` for the compiled engine
+                 (``programs``, of ``compiling`` and ``planning``) or for ONNX Runtime (``sessions``, with graphs of
+                 ``widening`` and ``blocks``; ``task_graph``); ``batching`` runs concurrent calls together
     processors   which processors threads run on (``placing``, ``truce``); ``polling`` who reads what callers send
 
 Adaptation runs in a process of its own, not in a thread: it computes for seconds, and between its

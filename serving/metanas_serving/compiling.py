@@ -16,17 +16,15 @@ The function stays the same, to rounding. Knows ONNX and the graphs of ``metanas
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from metanas.native.inference import LANES, MOST_TAPS, Floats, Kind
 from metanas_serving.planning import Compiled, Image, Pack, Step, Term, planned
-from metanas_serving.widening import UnknownGraphError
+from metanas_serving.task_graph import UnknownGraphError, attributes_of, constants_of, image_size, rule_for
 
 _HEAD = ("GlobalAveragePool", "Flatten", "ReduceL2", "Max", "Div", "Gemm")
 
@@ -71,22 +69,20 @@ class _Walk:
     """Goes through a graph from its input."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._given = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+        self._given = constants_of(model)
         self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in model.graph.node:
             for name in node.input:
                 self._readers[name].append(node)
-        image = model.graph.input[0]
-        channels, height, width = (size.dim_value for size in image.type.tensor_type.shape.dim[1:])
-        self._input = Image(channels, height, width)
-        self._values = {image.name: _Value(channels, height, width, raw=self._input)}
+        image = Image(*image_size(model))
+        self._values = {model.graph.input[0].name: _Value(*image_size(model), raw=image)}
         self._rectified: dict[str, str] = {}
         self._concats: dict[str, list[str]] = {}
-        self._steps = [Step(Term(Kind.INPUT, []), self._input, adds=False)]
+        self._steps = [Step(Term(Kind.INPUT, []), image, adds=False)]
 
     def take(self, node: onnx.NodeProto) -> None:
         """Add what becomes of a node."""
-        rule: Callable[[onnx.NodeProto], None] | None = {
+        rules = {
             "Conv": self._conv,
             "Mul": self._mul,
             "Add": self._add,
@@ -94,10 +90,8 @@ class _Walk:
             "Relu": self._relu,
             "MaxPool": self._pool,
             "AveragePool": self._pool,
-        }.get(node.op_type)
-        if rule is None:
-            raise UnknownGraphError(f"{node.name} is a {node.op_type}")
-        rule(node)
+        }
+        rule_for(node, rules)(node)
 
     def compiled(self, ends: list[onnx.NodeProto]) -> Compiled:
         """The program with the head that ends the graph."""
@@ -168,7 +162,7 @@ class _Walk:
         return [Term(Kind.AFFINE, [self._image(name)])], None, value
 
     def _conv(self, node: onnx.NodeProto) -> None:
-        attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = attributes_of(node)
         given, sources = self._given[node.input[1]], self._images(node.input[0])
         height, width = given.shape[2:]
         strides, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0, 0, 0])
@@ -243,7 +237,7 @@ class _Walk:
         )
 
     def _pool(self, node: onnx.NodeProto) -> None:
-        attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = attributes_of(node)
         strides = attributes.get("strides", [1, 1])
         as_usual = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [strides[0]] * 2, "count_include_pad": 0}
         is_told = {"kernel_shape", "pads"} <= attributes.keys()
@@ -294,5 +288,4 @@ class _Walk:
 
 
 def _is_dense(node: onnx.NodeProto) -> bool:
-    groups = [helper.get_attribute_value(one) for one in node.attribute if one.name == "group"]
-    return node.op_type == "Conv" and groups in ([], [1])
+    return node.op_type == "Conv" and attributes_of(node).get("group", 1) == 1

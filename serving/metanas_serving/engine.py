@@ -23,8 +23,10 @@ from metanas.trust import Trust
 from metanas_serving.batching import Batcher, Computed
 from metanas_serving.config import DEFAULT_MAX_BATCH, Device
 from metanas_serving.errors import StartupError
-from metanas_serving.network import ENGINE, Network, Networks
+from metanas_serving.network import Network
+from metanas_serving.networks import Networks
 from metanas_serving.processors import untied
+from metanas_serving.programs import ENGINE
 
 _log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metanas.native.inference import (
+    ALIGNED_FLOATS,
     LANES,
     MOST_LINE_FLOATS,
     MOST_PHASES,
@@ -25,10 +26,8 @@ from metanas.native.inference import (
     aligned,
     packed_columns,
 )
-from metanas_serving.widening import UnknownGraphError
+from metanas_serving.task_graph import UnknownGraphError
 
-# Weights begin where a line of the cache begins.
-_ALIGNED = 16
 # Lines of an image that a thread makes at a time, and the bands that there are to be at least.
 _BAND_LINES = 4
 _LEAST_BANDS = 10
@@ -128,7 +127,7 @@ class Pack:
 
     def add(self, values: Floats) -> int:
         """Where they lie."""
-        place, size = self._size, -(-values.size // _ALIGNED) * _ALIGNED
+        place, size = self._size, -(-values.size // ALIGNED_FLOATS) * ALIGNED_FLOATS
         piece = np.zeros(size, dtype=np.float32)
         piece[: values.size] = values.reshape(-1)
         self._pieces.append(piece)

@@ -20,7 +20,7 @@ The function stays the same, to rounding. Knows ONNX and the graphs of ``metanas
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from metanas_serving.blocks import Floats, Mask, Pixel, padded, pixels_of_halves, spread
+from metanas_serving.task_graph import UnknownGraphError, attributes_of, constants_of, rule_for
 
 FEATURES = "features"
 """The body's output, float32 ``(batch, padded channels, height, width)``; of a network of cells 1 x 1."""
@@ -37,10 +38,6 @@ FEATURES = "features"
 _LEAST_SCALE, _MOST_SCALE = 1e-4, 1e4
 
 _HEAD = ("Flatten", "ReduceL2", "Max", "Div", "Gemm")
-
-
-class UnknownGraphError(Exception):
-    """The graph holds what this module has no rule for; it can be run as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ class _Walk:
     def __init__(self, model: onnx.ModelProto, image: str, *, channels: int) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Floats] = {}
-        self._given = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+        self._given = constants_of(model)
         self._readers: defaultdict[str, list[str]] = defaultdict(list)
         for node in model.graph.node:
             for name in node.input:
@@ -125,7 +122,7 @@ class _Walk:
 
     def take(self, node: onnx.NodeProto) -> None:
         """Add what becomes of a node."""
-        rule: Callable[[onnx.NodeProto], None] | None = {
+        rules = {
             "Conv": self._conv,
             "Mul": self._mul,
             "Add": self._add,
@@ -134,10 +131,8 @@ class _Walk:
             "MaxPool": self._as_it_is,
             "AveragePool": self._as_it_is,
             "GlobalAveragePool": self._as_it_is,
-        }.get(node.op_type)
-        if rule is None:
-            raise UnknownGraphError(f"{node.name} is a {node.op_type}")
-        rule(node)
+        }
+        rule_for(node, rules)(node)
 
     def head(self, nodes: Sequence[onnx.NodeProto]) -> Head:
         """The head that ends the graph."""
@@ -189,7 +184,7 @@ class _Walk:
         self.nodes.append(node)
 
     def _conv(self, node: onnx.NodeProto) -> None:
-        attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = attributes_of(node)
         given, source = self._given[node.input[1]], self._read(node.input[0])
         groups = attributes.get("group", 1)
         if groups == 1:

@@ -95,7 +95,7 @@ static void clear_ends(float *line, const Image *image) {
 }
 
 /* What is still to be done to a line: add the bias, rectify, copy rectified. */
-ALONE void finish_line(const Run *run, const Step *step, float *line, float *rectified) {
+static void finish_line(const Run *run, const Step *step, float *line, float *rectified) {
     const Image *image = &run->program->image[step->out];
     long CP = image->CP, pixels = image->W;
     const float *bias = step->bias < 0 ? NULL : run->weights + step->bias;
@@ -116,7 +116,7 @@ ALONE void finish_line(const Run *run, const Step *step, float *line, float *rec
     }
 }
 
-ALONE void input_line(const Run *run, const Step *step, int64_t y) {
+static void input_line(const Run *run, const Step *step, int64_t y) {
     const Image *to = &run->program->image[step->out];
     float *line = line_of(run, step->out, y);
     clear_ends(line, to);
@@ -126,7 +126,7 @@ ALONE void input_line(const Run *run, const Step *step, int64_t y) {
     }
 }
 
-ALONE void convolution_line(const Run *run, const Step *step, float *line, int64_t y) {
+static void convolution_line(const Run *run, const Step *step, float *line, int64_t y) {
     const Program *program = run->program;
     const Place *place = program->place + step->first_tap;
     const Image *to = &program->image[step->out], *from = &program->image[place->source];
@@ -191,14 +191,14 @@ INLINE void pool(const int is_mean, const Run *run, const Step *step, float *lin
         }
 }
 
-ALONE void pool_line(const Run *run, const Step *step, float *line, int64_t y) {
+static void pool_line(const Run *run, const Step *step, float *line, int64_t y) {
     if (step->kind == MEAN)
         pool(1, run, step, line, y);
     else
         pool(0, run, step, line, y);
 }
 
-ALONE void affine_line(const Run *run, const Step *step, float *line, int64_t y) {
+static void affine_line(const Run *run, const Step *step, float *line, int64_t y) {
     const Image *to = &run->program->image[step->out];
     const float *gain = step->gain < 0 ? NULL : run->weights + step->gain, *from = line_of(run, step->source, y);
     for (long c = 0; c < to->CP; c += VL)

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from metanas.native.library import library
 
+ALIGNED_FLOATS = 16
+"""In a line of the cache."""
 LANES = 32
 """Channels are padded to a multiple of this: what two registers of the widest kind hold."""
+# As inference.c and kernels.h have them.
 MOST_PHASES = 128
 MOST_TAPS = 32
 MOST_LINE_FLOATS = 65_536

@@ -23,9 +23,12 @@ from metanas.space import DEFAULT_OPERATIONS, NO_CELLS, ConvBlocks, EdgeOperatio
 from metanas.tasks import SupportSet
 from metanas_export import onnx_bytes
 from metanas_serving import network as network_module
+from metanas_serving import networks as networks_module
 from metanas_serving.compiling import compiled
-from metanas_serving.network import ENGINE, Networks
-from metanas_serving.widening import UnknownGraphError, widened
+from metanas_serving.networks import Networks
+from metanas_serving.programs import ENGINE
+from metanas_serving.task_graph import UnknownGraphError
+from metanas_serving.widening import widened
 
 CPU = ["CPUExecutionProvider"]
 
@@ -121,7 +124,7 @@ def test_processors_with_narrower_registers_score_as_the_file_does(learn, flag, 
     (tmp_path / "task.onnx").write_bytes(learn(name))
     np.save(tmp_path / "inputs.npy", noise(5))
     program = (
-        "import sys, numpy as np; from metanas_serving.network import Networks; from pathlib import Path\n"
+        "import sys, numpy as np; from metanas_serving.networks import Networks; from pathlib import Path\n"
         "folder = Path(sys.argv[1]); file = (folder / 'task.onnx').read_bytes()\n"
         "network = Networks(['CPUExecutionProvider']).load(file)\n"
         "print(*network.providers); np.save(folder / 'scores.npy', network.run(np.load(folder / 'inputs.npy')))"
@@ -266,11 +269,11 @@ def test_an_image_scores_the_same_to_the_bit_alone_in_any_batch_and_in_any_order
 @RUNTIME
 def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_without(learn, monkeypatch, runs_on):
     monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)  # so an image of 28 x 28 pixels is a large one
-    monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
+    monkeypatch.setattr(networks_module, "LARGE_THREADS", 3)
     file, networks = learn("every operation, halved at both ends"), Networks(CPU)
     several = networks.load(file)
     assert (several.threads, several.batch, networks.threaded_sessions) == (3, 1, 1)
-    monkeypatch.setattr(network_module, "_MOST_THREADED", 0)
+    monkeypatch.setattr(networks_module, "_MOST_THREADED", 0)
     one = Networks(CPU).load(file)
     assert one.threads == 1
     assert several.run(noise(5)).tobytes() == one.run(noise(5)).tobytes()
@@ -281,7 +284,7 @@ def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_with_o
     monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)  # so an image of 28 x 28 pixels is a large one
     file, expected = learn("halves of channels that fill blocks, an odd size halved"), None
     for threads in (1, 2, 3, 4):
-        monkeypatch.setattr(network_module, "LARGE_THREADS", threads)
+        monkeypatch.setattr(networks_module, "LARGE_THREADS", threads)
         network = Networks(CPU).load(file)
         assert (network.threads, network.batch) == (threads, 1)
         for _ in range(20):
@@ -291,7 +294,7 @@ def test_a_large_image_has_several_threads_and_scores_the_same_to_the_bit_with_o
 
 def test_several_networks_of_several_threads_at_the_same_time_score_as_each_alone(learn, monkeypatch):
     monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)
-    monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
+    monkeypatch.setattr(networks_module, "LARGE_THREADS", 3)
     names = [name for name in SPACES if not name.startswith("plain blocks")]
     loaded = [Networks(CPU).load(learn(name)) for name in names]
     assert all(network.providers == [ENGINE] and network.threads == 3 for network in loaded)
@@ -308,7 +311,7 @@ def _of_a_child(network, inputs, sent):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_forked_process_runs_networks_without_the_helpers_of_its_parent(learn, monkeypatch):
     monkeypatch.setattr(network_module, "_RUN_VALUES", 28 * 28)
-    monkeypatch.setattr(network_module, "LARGE_THREADS", 3)
+    monkeypatch.setattr(networks_module, "LARGE_THREADS", 3)
     network = Networks(CPU).load(learn("with a scale and a shift"))
     expected, context = network.run(noise(3)).tobytes(), multiprocessing.get_context("fork")
     sent = context.SimpleQueue()
