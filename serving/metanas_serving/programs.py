@@ -1,4 +1,4 @@
-"""Networks on the compiled engine: weights of a task, in a program that tasks of its architecture share.
+"""Networks on the compiled engine: weights of a task, in a program that others may have too.
 
     Programmed   a task's network on it
     Rooms        memory that programs work in

@@ -3,7 +3,7 @@
     Tables    what a program is made of, as ``inference.c`` reads it
     Program   tables that are ready to run: weights and inputs  ->  logits
 
-A program knows no weights: tasks of one architecture share it.
+A program knows no weights: tasks of one architecture and as many classes share it.
 """
 
 import mmap
